@@ -1,0 +1,67 @@
+"""What a training run can be told: one field is one flag of train.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from utils.arguments import flag
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Flags of train.py: YOLOv5's, under their names and defaults, and ours."""
+
+    # what and from what
+    model: str = flag("", "network: a name (yolov5n-cls, resnet56, vgg16-cifar, any of torchvision or timm) or a YAML file; yolov5n-cls where neither this nor --weights is given")
+    weights: str = flag("", "checkpoint to start from: ours, a plain state dict, or an official YOLOv5 *-cls.pt")
+    pretrained: bool = flag(False, "start a torchvision or timm network from its ImageNet weights (downloads them)")
+    data: str = flag("digits", "built-in data set, folder (train/ and val/, or class folders), or YAML")
+    download: bool = flag(False, "fetch a built-in data set that is not in data/")
+    val_fraction: float = flag(0.1, "share of train that is held out for validation where there is no val folder")
+    imgsz: int | None = flag(None, "side of the input, pixels; the weights' or the data set's own, else 224", "--img", "--img-size")
+    channels: int | None = flag(None, "input channels, 1 or 3; the weights' or the data set's own")
+    # how long, how fast
+    epochs: int = flag(10, "passes over the training images")
+    batch_size: int = flag(64, "images per optimizer step (before --accumulate), over all processes", "--batch")
+    accumulate: int = flag(1, "batches whose gradients are added up before an optimizer step")
+    optimizer: str = flag("Adam", "SGD, Adam, AdamW or RMSProp")
+    lr0: float = flag(1e-3, "initial learning rate")
+    lrf: float = flag(0.01, "final learning rate, as a share of lr0")
+    cos_lr: bool = flag(False, "fall along a cosine instead of a line")
+    warmup_epochs: float = flag(0.0, "epochs over which the learning rate rises from 0")
+    momentum: float = flag(0.9, "SGD's and RMSProp's momentum, Adam's beta1")
+    decay: float = flag(5e-5, "weight decay, of weights only", "--weight-decay")
+    label_smoothing: float = flag(0.1, "share of the target spread over all classes")
+    dropout: float | None = flag(None, "probability of every dropout layer; the network's own where not given")
+    patience: int = flag(0, "stop after so many epochs without improvement; 0 = never")
+    # what the images go through
+    augment: str | None = flag(None, "none, light, default or strong; the data set's own preset where not given")
+    fliplr: float | None = flag(None, "probability of a mirror image; the data set's own where not given")
+    auto_augment: str | None = flag(None, "none, trivial (TrivialAugment) or rand (RandAugment); the preset's where not given")
+    erasing: float | None = flag(None, "probability of random erasing; the preset's where not given")
+    mixup: float = flag(0.0, "share of the batches that are mixed up")
+    cutmix: float = flag(0.0, "share of the batches that are cut and mixed")
+    balance: str = flag("none", "against skewed classes: none, sampler (draw every class equally often) or weights (in the loss)")
+    cache: str = flag("", "keep decoded images: ram or disk", const="ram")
+    workers: int = flag(8, "processes that load images, at most; never more than the cores")
+    # which part of the network
+    freeze: tuple[str, ...] = flag((), "modules that do not train: a number (the first so many layers) or name patterns", many=True)
+    cutoff: int | None = flag(None, "keep so many layers of a YAML network and put a classification head behind them")
+    # how it computes
+    device: str = flag("", "cpu, cuda, a CUDA device's number, mps; the first CUDA device or the CPU where not given")
+    amp: bool = flag(True, "mixed precision: bf16 where the device has it, else fp16 on CUDA")
+    ema: bool = flag(True, "validate and save a moving average of the weights")
+    sync_bn: bool = flag(False, "batch norm over all processes (CUDA)")
+    compile: bool = flag(False, "compile the network with torch.compile")
+    deterministic: bool = flag(False, "only deterministic operations (slower on CUDA; the CPU needs it not)")
+    seed: int = flag(0, "same seed, same result")
+    local_rank: int = flag(-1, "set by torch.distributed.launch; torchrun needs it not")
+    # what is kept
+    project: str = flag("runs/train", "folder of the runs")
+    name: str = flag("exp", "name of the run; a number is added where it is taken")
+    exist_ok: bool = flag(False, "write into the folder of that name, whatever it holds")
+    nosave: bool = flag(False, "write checkpoints at the end only (such a run can't be resumed)")
+    save_period: int = flag(0, "also keep a checkpoint every so many epochs; 0 = none")
+    resume: str = flag("", "go on with a run: its folder or weights/last.pt; without a value the newest", const="newest")
+    evaluate: bool = flag(False, "only measure --weights on the validation images")
+    verbose: bool = flag(False, "print the network")

@@ -1,0 +1,176 @@
+"""From arguments to data, network and augmentation: everything that a run needs before it starts."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compression.arguments import TrainArguments
+from models import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
+from models.loading import WeightsFile, identify, load_state_, read_weights
+from utils import distributed
+from utils.caching import cache_split
+from utils.datasets import DATA_DIR, load_data, with_validation
+from utils.errors import UserError
+from utils.images import READ_MARGIN
+from utils.loaders import check_balance
+from utils.optim import NORMS
+from utils.spec import ModelSpec
+from utils.splits import ImageData
+from utils.transforms import Augmentation, augmentation
+
+DEFAULT_MODEL, DEFAULT_SIZE = "yolov5n-cls", 224
+
+
+@dataclass
+class Prepared:
+    """What a run starts from; ``notes`` say what was mended or assumed on the way."""
+
+    arguments: TrainArguments
+    data: ImageData
+    spec: ModelSpec
+    model: nn.Module
+    augmentation: Augmentation
+    notes: list[str]
+
+
+def prepare(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) -> Prepared:
+    """Load the data and build the network, with weights where some are given.
+
+    Args:
+        arguments: as given; the returned ones have the data set's and the weights' own values filled in.
+        checkpoint: of a run that is resumed; it then says what the network is.
+
+    Raises:
+        UserError: something does not fit; the message says what.
+    """
+    check_balance(arguments.balance)
+    if not distributed.is_main():
+        distributed.barrier()  # rank 0 downloads first
+    data = load_data(arguments.data, download=arguments.download)
+    if distributed.is_main():
+        distributed.barrier()
+    data = with_validation(data, arguments.val_fraction, arguments.seed)
+    if checkpoint:
+        spec = ModelSpec.from_dict(checkpoint["spec"])
+        data, model, notes = data.for_classes(spec.class_names), build(spec), []
+    else:
+        spec, model, notes = _network(arguments, data)
+        if set(spec.class_names) == set(data.class_names):
+            data = data.for_classes(spec.class_names)
+    preset = arguments.augment or data.augment
+    fliplr = data.fliplr if arguments.fliplr is None else arguments.fliplr
+    chosen = augmentation(preset, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
+    if arguments.cache:
+        data, lines = _cached(data, arguments.cache, spec)
+        notes += lines
+    data_name = os.path.abspath(arguments.data) if Path(arguments.data).exists() and arguments.data != "digits" else arguments.data
+    resolved = replace(arguments, data=data_name, imgsz=spec.imgsz, channels=spec.channels, augment=preset, fliplr=fliplr, resume="")
+    if data.unreadable:
+        notes.append(f"{len(data.unreadable)} images can't be read and are skipped; unreadable.txt in the run's folder lists them")
+    return Prepared(resolved, data, spec, model, chosen, notes)
+
+
+def _network(arguments: TrainArguments, data: ImageData) -> tuple[ModelSpec, nn.Module, list[str]]:
+    """Choose the specification, build the network, load the weights."""
+    if arguments.weights and arguments.pretrained:
+        raise UserError("--weights and --pretrained exclude each other: both say where the weights come from")
+    file = read_weights(arguments.weights) if arguments.weights else None
+    spec = _spec_of_file(file, arguments) if file else _spec_of_name(arguments.model or DEFAULT_MODEL, arguments.pretrained)
+    old = spec
+    names = spec.class_names if set(spec.class_names) == set(data.class_names) else data.class_names
+    inherited = file is not None and file.spec is not None
+    channels = arguments.channels or (spec.channels if inherited else data.channels)
+    imgsz = arguments.imgsz or (spec.imgsz if inherited or arguments.pretrained else data.imgsz or DEFAULT_SIZE)
+    changes: dict[str, Any] = {"num_classes": len(names), "class_names": tuple(names), "imgsz": imgsz, "channels": channels}
+    if channels != spec.channels:
+        default = ModelSpec(spec.name, 1, channels=channels)
+        changes |= {"mean": default.mean, "std": default.std}
+    if arguments.dropout is not None:
+        changes["dropout"] = arguments.dropout
+    if arguments.cutoff is not None:
+        changes["definition"] = cut_off(spec.definition or load_definition_of(spec.name), arguments.cutoff)
+    spec = spec.with_(**changes)
+    model = build(spec)
+    if arguments.pretrained:
+        from models.external import pretrained_state
+
+        return spec, model, load_state_(model, pretrained_state(spec.name))
+    if file is None:
+        return spec, model, []
+    other_classes = inherited and old.num_classes == spec.num_classes and set(old.class_names) != set(spec.class_names)
+    notes = load_state_(model, file.state, fresh_head=other_classes)
+    if file.spec is None and old.num_classes == spec.num_classes:
+        notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
+    return spec, model, notes
+
+
+def _spec_of_file(file: WeightsFile, arguments: TrainArguments) -> ModelSpec:
+    wanted, definition = resolve_model(arguments.model) if arguments.model else ("", None)
+    if file.spec is not None:
+        if wanted and wanted != file.spec.name:
+            raise UserError(f"--model {arguments.model} does not go with {file.path}, which is a {file.spec.name}; leave --model out")
+        return file.spec
+    return ModelSpec(wanted or identify(file.state, file.path), 1, definition=definition)
+
+
+def _spec_of_name(name: str, pretrained: bool) -> ModelSpec:
+    name, definition = resolve_model(name)
+    if not pretrained:
+        return ModelSpec(name, 1, definition=definition)
+    if definition is not None or name in ARCHITECTURES:
+        raise UserError(f"--pretrained is for torchvision's and timm's networks; for '{name}' give a file with --weights")
+    from models.external import pretrained_preprocessing
+
+    return ModelSpec(name, 1, **pretrained_preprocessing(name))
+
+
+def _cached(data: ImageData, kind: str, spec: ModelSpec) -> tuple[ImageData, list[str]]:
+    """Cache train and val; rank 0 first, so that only one process writes the file of a disk cache."""
+    splits, lines, bad = dict(data.splits), [], []
+    if not distributed.is_main():
+        distributed.barrier()
+    for name in ("train", "val"):
+        cached, line = cache_split(data.splits[name], kind, spec.channels, spec.imgsz * READ_MARGIN, DATA_DIR / "cache")
+        splits[name], unreadable = cached.readable()
+        bad += unreadable
+        lines.append(f"{name}: {line}")
+    if distributed.is_main():
+        distributed.barrier()
+    return replace(data, splits=splits, unreadable=[*data.unreadable, *bad]), lines
+
+
+def freeze_(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
+    """Freeze parameters, in place, and return the normalisation layers among them (see ``FrozenNorms``).
+
+    Args:
+        model: a network.
+        patterns: a number n freezes the first n layers (``model.0`` ... of a YAML network, else the first n modules
+            that hold parameters); anything else is a shell pattern for module names.
+
+    Raises:
+        UserError: a pattern matches nothing.
+    """
+    names = [name for name, module in model.named_modules() if name]
+    layers = getattr(model, "model", model)
+    prefix = "model." if layers is not model else ""
+    ordered = [prefix + name for name, child in layers.named_children() if next(child.parameters(), None) is not None]
+    frozen: set[str] = set()
+    for pattern in patterns:
+        if pattern.isdigit() and pattern not in names:
+            if int(pattern) >= len(ordered):
+                raise UserError(f"freeze is {pattern}; this network has {len(ordered)} layers, so fewer than that can be frozen: {', '.join(ordered)}")
+            frozen.update(ordered[: int(pattern)])
+        elif matched := fnmatch.filter(names, pattern):
+            frozen.update(matched)
+        else:
+            raise UserError(f"freeze: the pattern '{pattern}' matches no module; the outermost are: {', '.join(ordered)}")
+    modules = dict(model.named_modules())
+    for name in frozen:
+        modules[name].requires_grad_(False)
+    return [m for name in sorted(frozen) for m in modules[name].modules() if isinstance(m, NORMS)]

@@ -1,0 +1,219 @@
+"""Weights of any origin into a model: ours, plain state dicts, official YOLOv5 files. What was mended is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models import ARCHITECTURES, build, resolve_model
+from utils import inert
+from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
+from utils.errors import UserError
+from utils.spec import ModelSpec
+
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names
+SHOWN = 4  # names per list in an error
+
+
+@dataclass
+class Loaded:
+    """A network with its weights, and what is known of it.
+
+    Attributes:
+        notes: what was mended on the way, for the user to read.
+        checkpoint: the whole content of one of our own checkpoints, else empty.
+        named: whether the class names come from the file (else they are placeholders).
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    notes: list[str] = field(default_factory=list)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    named: bool = True
+
+
+@dataclass
+class WeightsFile:
+    """What stands in a weights file, before any network is built."""
+
+    path: Path
+    state: dict[str, Tensor]
+    spec: ModelSpec | None = None
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: str | Path) -> WeightsFile:
+    """Read a weights file of any origin without running code from it.
+
+    Raises:
+        UserError: the file is absent, damaged, foreign, or needs code to load.
+    """
+    path = Path(path)
+    try:
+        content = read_tensor_file(path)
+    except NeedsCode as refusal:
+        return _read_yolov5(path, refusal)
+    if is_checkpoint(content):
+        content = check_version(content, path)
+        return WeightsFile(path, content["state_dict"], ModelSpec.from_dict(content["spec"]), content)
+    return WeightsFile(path, {_plain_name(name): value for name, value in find_state_dict(content, path).items()})
+
+
+def load_classifier(weights: str | Path, model_name: str | None = None) -> Loaded:
+    """Build the network that a weights file describes and load it, as it is.
+
+    Args:
+        weights: one of our checkpoints, a plain state dict, or an official YOLOv5 classifier.
+        model_name: the architecture of a plain state dict; without it, our own architectures are compared by shapes.
+
+    Raises:
+        UserError: the file is not readable, or its architecture is not known.
+    """
+    file = read_weights(weights)
+    if file.spec is not None:
+        model = build(file.spec)
+        notes = load_state_(model, file.state)
+        return Loaded(model, file.spec, notes, file.checkpoint, named=True)
+    name, definition = resolve_model(model_name) if model_name else (identify(file.state, file.path), None)
+    spec = ModelSpec(name, _num_outputs(file.state, file.path), _default_size(name), _num_inputs(file.state), definition=definition)
+    model = build(spec)
+    return Loaded(model, spec, load_state_(model, file.state), named=False)
+
+
+def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool = False) -> list[str]:
+    """Load a state dict into a model, in place, mending what is safe to mend.
+
+    Wrappers in names (``module.``) are dropped; a classification head of another name is renamed, one of another class
+    count is left fresh; a stem for 1 or 3 channels is converted (sum or mean over the input channels); constant
+    buffers that a file lacks keep their values. ``fresh_head`` leaves the head as it is in any case.
+
+    Returns:
+        A note for each thing mended.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape; the model is as it was.
+    """
+    target = model.state_dict()
+    state = {_plain_name(name): value for name, value in state.items()}
+    notes: list[str] = []
+    state = _rename_head(state, target, notes)
+    fresh = _mend_shapes(state, target, notes)
+    if fresh_head and not fresh and (head := _head(target)):
+        fresh = {name for name in (f"{head}.weight", f"{head}.bias") if name in target}
+        notes.append(f"the head '{head}' starts fresh")
+    constants = {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    missing = [name for name in target if name not in state and name not in constants | fresh]
+    extra = [name for name in state if name not in target]
+    wrong = [name for name in target if name in state and state[name].shape != target[name].shape and name not in fresh]
+    if missing or extra or wrong:
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+            for names, what in ((missing, "missing"), (extra, "not of this network"), (wrong, "of another shape"))
+            if names
+        ]
+        raise UserError(f"the weights do not fit the network: of {len(target)} tensors, {'; '.join(parts)}")
+    model.load_state_dict({name: state[name] if name in state and name not in fresh else target[name] for name in target})
+    return notes
+
+
+def identify(state: Mapping[str, Tensor], path: Path) -> str:
+    """Find the one of our architectures that a plain state dict belongs to, by names and shapes.
+
+    Raises:
+        UserError: none fits.
+    """
+    num_classes, channels = _num_outputs(state, path), _num_inputs(state)
+    for name in ARCHITECTURES:
+        with torch.device("meta"):
+            model = build(ModelSpec(name, num_classes, channels=channels))
+        shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if value.is_floating_point()}
+        renamed = _rename_head(dict(state), model.state_dict(), [])
+        if shapes == {key: tuple(value.shape) for key, value in renamed.items() if value.is_floating_point()}:
+            return name
+    raise UserError(f"{path} is a plain state dict of no architecture that we know by its shapes; say which with --model")
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _head(state: Mapping[str, Tensor]) -> str | None:
+    """Name of the last matrix, without ``.weight``: the classification head."""
+    matrices = [name for name, value in state.items() if name.endswith(".weight") and value.ndim == 2]
+    return matrices[-1].removesuffix(".weight") if matrices else None
+
+
+def _rename_head(state: dict[str, Tensor], target: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    theirs, ours = _head(state), _head(target)
+    if not theirs or not ours or theirs == ours or f"{theirs}.weight" in target or f"{ours}.weight" in state:
+        return state
+    if state[f"{theirs}.weight"].shape[1] != target[f"{ours}.weight"].shape[1]:
+        return state
+    notes.append(f"the head '{theirs}' of the weights is this network's '{ours}'")
+    return {name.replace(f"{theirs}.", f"{ours}.", 1) if name.startswith(f"{theirs}.") else name: v for name, v in state.items()}
+
+
+def _mend_shapes(state: dict[str, Tensor], target: Mapping[str, Tensor], notes: list[str]) -> set[str]:
+    """Convert the stem for other input channels; return the head's names if it must stay fresh."""
+    head = _head(target)
+    fresh: set[str] = set()
+    if head and f"{head}.weight" in state:
+        theirs, ours = state[f"{head}.weight"], target[f"{head}.weight"]
+        if theirs.ndim == 2 and theirs.shape[0] != ours.shape[0] and theirs.shape[1] == ours.shape[1]:
+            fresh = {name for name in (f"{head}.weight", f"{head}.bias") if name in target}
+            notes.append(f"the head '{head}' has {theirs.shape[0]} classes in the weights and {ours.shape[0]} here: it starts fresh")
+    stem = next((name for name, value in target.items() if value.ndim == 4), None)
+    if stem and stem in state and state[stem].ndim == 4:
+        theirs, ours = state[stem], target[stem]
+        if {theirs.shape[1], ours.shape[1]} == {1, 3} and theirs.shape[0] == ours.shape[0] and theirs.shape[2:] == ours.shape[2:]:
+            # Summed weights see in a grey image what the three saw in an RGB image of equal channels; the way back divides.
+            state[stem] = theirs.sum(1, keepdim=True) if ours.shape[1] == 1 else theirs.expand(-1, 3, -1, -1) / 3
+            notes.append(f"the stem '{stem}' was converted from {theirs.shape[1]} to {ours.shape[1]} input channels")
+    return fresh
+
+
+def _num_outputs(state: Mapping[str, Tensor], path: Path) -> int:
+    head = _head(state)
+    if head is None:
+        raise UserError(f"{path} has no linear layer at its end, so it is no classifier that we can load")
+    return int(state[f"{head}.weight"].shape[0])
+
+
+def _num_inputs(state: Mapping[str, Tensor]) -> int:
+    return next((int(value.shape[1]) for value in state.values() if value.ndim == 4 and value.shape[1] in (1, 3)), 3)
+
+
+def _default_size(name: str) -> int:
+    return 32 if name.startswith(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16-cifar")) else 224
+
+
+def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
+    """Take the tensors and class names out of an official YOLOv5 classifier, none of whose code is run."""
+    try:
+        content = inert.read_inert(path)
+    except UserError:
+        raise refusal from None
+    candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
+    module = next((value for value in candidates if inert.is_module(value)), None)
+    if module is None:
+        raise refusal
+    state = {name: value.float() if value.is_floating_point() else value for name, value in inert.module_tensors(module).items()}
+    try:
+        name = identify(state, path)
+    except UserError:
+        raise refusal from None
+    names = module.state.get("names")
+    names = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
+    num_classes, channels = _num_outputs(state, path), _num_inputs(state)
+    usable = isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)
+    spec = ModelSpec(name, num_classes, channels=channels, class_names=tuple(names) if usable else ())
+    with torch.device("meta"):
+        built = {key: module.eps for key, module in build(spec).named_modules() if isinstance(module, nn.BatchNorm2d)}
+    stored = inert.module_values(module, "eps")
+    differing = {key: float(stored[key]) for key, eps in built.items() if key in stored and stored[key] != eps}
+    return WeightsFile(path, state, spec.with_(norm_eps=differing))

@@ -1,0 +1,169 @@
+"""Residual networks (arXiv:1512.03385): ImageNet's 18 to 152 layers and CIFAR's 20 to 110.
+
+State-dict keys are torchvision's (``layer1.0.conv1.weight``, ``downsample.0.weight``, ``fc.weight``); the CIFAR
+networks use the same names. Their shortcuts come in both of the paper's forms: A pads with zero channels and has no
+parameters (HRank's and most public CIFAR checkpoints), B is a 1x1 convolution with batch norm (Distiller's).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PadShortcut(nn.Module):
+    """Option A: subsample space, and place the channels between zero channels.
+
+    ``source[j]`` is the input channel that feeds output channel j, or -1 for a zero channel. It is data and not
+    arithmetic on widths, so that input and output channels can be cut independently.
+    """
+
+    source: Tensor
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        before = (c_out - c_in) // 2
+        source = torch.full((c_out,), -1)
+        source[before : before + c_in] = torch.arange(c_in)
+        self.register_buffer("source", source)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        with_zero = F.pad(x, (0, 0, 0, 0, 1, 0))  # channel 0 is zero, channel c stands at c + 1
+        return with_zero.index_select(1, self.source + 1)
+
+
+def conv_shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    """Option B: a 1x1 convolution and batch norm."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, c_mid: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_mid, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_mid)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(c_mid, c_mid, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_mid)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which carries the stride) and 1x1 convolutions and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, c_mid: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        c_out = c_mid * self.expansion
+        self.conv1 = nn.Conv2d(c_in, c_mid, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_mid)
+        self.conv2 = nn.Conv2d(c_mid, c_mid, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_mid)
+        self.conv3 = nn.Conv2d(c_mid, c_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, c_in: int, c_mid: int, depth: int, stride: int, option_a: bool = False) -> nn.Sequential:
+    c_out = c_mid * block.expansion
+    shortcut: nn.Module | None = None
+    if stride != 1 or c_in != c_out:
+        shortcut = PadShortcut(c_in, c_out, stride) if option_a else conv_shortcut(c_in, c_out, stride)
+    first = block(c_in, c_mid, stride, shortcut)
+    return nn.Sequential(first, *(block(c_out, c_mid, 1, None) for _ in range(depth - 1)))
+
+
+def _initialise(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class ResNet(nn.Module):
+    """ImageNet's form: 7x7 stride-2 stem, max pool, four stages. Input [B, C, 224, 224]."""
+
+    def __init__(self, block: Block, depths: tuple[int, int, int, int], num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        self.layer1 = _stage(block, 64, 64, depths[0], 1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1], 2)
+        self.layer3 = _stage(block, 128 * block.expansion, 256, depths[2], 2)
+        self.layer4 = _stage(block, 256 * block.expansion, 512, depths[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.0)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
+
+
+class CifarResNet(nn.Module):
+    """CIFAR's form: 3x3 stem, three stages of ``depth`` blocks with 16, 32, 64 channels. Input [B, C, 32, 32]."""
+
+    def __init__(self, depth: int, option_a: bool, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(BasicBlock, 16, 16, depth, 1, option_a)
+        self.layer2 = _stage(BasicBlock, 16, 32, depth, 2, option_a)
+        self.layer3 = _stage(BasicBlock, 32, 64, depth, 2, option_a)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(0.0)
+        self.fc = nn.Linear(64, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
+
+
+IMAGENET_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+
+
+def build_resnet(layers: int, num_classes: int, channels: int = 3) -> ResNet:
+    """Build an ImageNet ResNet of 18, 34, 50, 101 or 152 layers."""
+    block, depths = IMAGENET_DEPTHS[layers]
+    return ResNet(block, depths, num_classes, channels)
+
+
+def build_cifar_resnet(layers: int, option_a: bool, num_classes: int, channels: int = 3) -> CifarResNet:
+    """Build a CIFAR ResNet of 6n+2 layers with option-A or option-B shortcuts."""
+    return CifarResNet((layers - 2) // 6, option_a, num_classes, channels)

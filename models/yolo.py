@@ -1,0 +1,140 @@
+"""YOLOv5-style classifiers from a YAML definition: one line a layer, ``[from, repeats, layer, arguments]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.layers import C3, SPPF, Bottleneck, Classify, Concat, Conv, round_up
+from utils.errors import UserError, unknown
+
+BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's; its classification head keeps torch's defaults
+NUM_CLASSES_WORDS = ("num_classes", "nc")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a definition, with its channels resolved."""
+
+    c_in: list[int]
+    repeats: int
+    args: list[Any]
+    scale: Callable[[int], int]
+
+    @property
+    def c_out(self) -> int:
+        return self.scale(self.args[0])
+
+
+def _conv(line: Line) -> tuple[nn.Module, int]:
+    return Conv(line.c_in[0], line.c_out, *line.args[1:]), line.c_out
+
+
+def _depthwise(line: Line) -> tuple[nn.Module, int]:
+    kernel, stride = (*line.args[1:], 1, 1)[:2]
+    return Conv(line.c_in[0], line.c_out, kernel, stride, g=line.c_in[0]), line.c_out
+
+
+def _bottleneck(line: Line) -> tuple[nn.Module, int]:
+    c_in, c_out, shortcut = line.c_in[0], line.c_out, (*line.args[1:], True)[0]
+    return Bottleneck(c_in, c_out // 2, c_out, add=shortcut and c_in == c_out), c_out
+
+
+def _c3(line: Line) -> tuple[nn.Module, int]:
+    c_half, shortcut = line.c_out // 2, (*line.args[1:], True)[0]
+    return C3(line.c_in[0], line.c_out, c_half, c_half, (c_half,) * line.repeats, shortcut), line.c_out
+
+
+def _sppf(line: Line) -> tuple[nn.Module, int]:
+    return SPPF(line.c_in[0], line.c_out, *line.args[1:]), line.c_out
+
+
+def _concat(line: Line) -> tuple[nn.Module, int]:
+    return Concat(), sum(line.c_in)
+
+
+def _classify(line: Line) -> tuple[nn.Module, int]:
+    return Classify(line.c_in[0], *line.args), line.args[0]
+
+
+LAYERS: dict[str, Callable[[Line], tuple[nn.Module, int]]] = {
+    "Conv": _conv,
+    "DWConv": _depthwise,
+    "Bottleneck": _bottleneck,
+    "C3": _c3,
+    "SPPF": _sppf,
+    "Concat": _concat,
+    "Classify": _classify,
+}
+REPEATED_INSIDE = {"C3"}  # these take the repeats as their own depth; the others are chained
+
+
+class YoloClassifier(nn.Module):
+    """A classifier read from a YAML definition. ``state_dict`` keys are YOLOv5's: ``model.{i}. ...``."""
+
+    def __init__(self, layers: list[nn.Module], sources: list[list[int]]) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+        self.sources = sources
+        self.kept = {j for i, source in enumerate(sources) for j in source if j != i - 1}
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: dict[int, Tensor] = {-1: x}
+        for i, (layer, source) in enumerate(zip(self.model, self.sources, strict=True)):
+            inputs = [x if j == i - 1 else outputs[j] for j in source]
+            x = layer(inputs if isinstance(layer, Concat) else inputs[0])
+            if i in self.kept:
+                outputs[i] = x
+        return x
+
+
+def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) -> YoloClassifier:
+    """Build a classifier from a parsed YAML definition.
+
+    Args:
+        definition: ``depth_multiple``, ``width_multiple`` and ``layers`` (or YOLOv5's ``backbone`` and ``head``).
+        num_classes: outputs; ``num_classes`` (or ``nc``) in an argument list stands for it.
+        channels: input channels.
+
+    Raises:
+        UserError: a layer is unknown, a line malformed, a source not there, or the last layer no classifier.
+    """
+    layers: list[nn.Module] = []
+    sources: list[list[int]] = []
+    widths = {-1: channels}
+    rows = definition.get("layers") or [*definition.get("backbone", []), *definition.get("head", [])]
+    if not rows:
+        raise UserError("the model definition has no layers; it needs a list 'layers' of [from, repeats, layer, arguments]")
+    depth, width = float(definition.get("depth_multiple", 1)), float(definition.get("width_multiple", 1))
+    for i, row in enumerate(rows):
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and isinstance(row[1], int)):
+            raise UserError(f"layer {i} of the model definition is {row!r}; it must be [from, repeats, layer, arguments]")
+        origin, repeats, kind, args = row
+        if kind not in LAYERS:
+            raise unknown(f"layer in line {i} of the model definition:", str(kind), LAYERS)
+        source = [i + j if j < 0 else j for j in (origin if isinstance(origin, list) else [origin])]
+        if bad := [j for j in source if j not in widths]:
+            raise UserError(f"layer {i} ({kind}) of the model definition reads layer {bad[0]}, which does not come before it")
+        args = [num_classes if a in NUM_CLASSES_WORDS else a for a in args]
+        repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
+        c_in = [widths[j] for j in source]
+        try:
+            chain = []
+            for _ in range(1 if kind in REPEATED_INSIDE else repeats):
+                layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width)))
+                chain.append(layer)
+                c_in = [c_out]
+        except (TypeError, ValueError, IndexError) as error:
+            raise UserError(f"layer {i} ({kind}) of the model definition does not take the arguments {row[3]}: {error}") from None
+        layers.append(chain[0] if len(chain) == 1 else nn.Sequential(*chain))
+        sources.append(source)
+        widths[i] = c_out
+    if not isinstance(layers[-1], Classify):
+        raise UserError(f"the last layer of the model definition is {rows[-1][2]}; a classifier ends in Classify")
+    for module in nn.Sequential(*layers[:-1]).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM
+    return YoloClassifier(layers, sources)

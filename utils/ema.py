@@ -1,0 +1,53 @@
+"""Exponential moving average of the weights, which is what is validated and saved."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import distributed
+
+DECAY, RAMP = 0.9999, 2000  # YOLOv5's: d = DECAY * (1 - exp(-updates / RAMP))
+
+
+class EMA:
+    """Keeps ``model``, an averaged copy in eval mode: average = d * average + (1 - d) * current.
+
+    Floating-point buffers (batch norm's statistics) are averaged like the weights, others are copied.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = DECAY, ramp: float = RAMP) -> None:
+        self.model = deepcopy(model).eval().requires_grad_(False)
+        self.decay, self.ramp, self.updates = decay, ramp, 0
+
+    @torch.no_grad()
+    def update_(self, model: nn.Module) -> None:
+        """Move the average towards a model of the same structure."""
+        self.updates += 1
+        weight = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp))
+        averages, current = _tensors(self.model), _tensors(model)
+        floating = [i for i, tensor in enumerate(averages) if tensor.is_floating_point()]
+        torch._foreach_lerp_([averages[i] for i in floating], [current[i] for i in floating], weight)
+        for average, tensor in zip(averages, current, strict=True):
+            if not average.is_floating_point():
+                average.copy_(tensor)
+
+    def synchronise_(self) -> None:
+        """Take rank 0's average on every rank: batch norm's statistics differ between ranks, the rest is equal."""
+        distributed.broadcast_(list(self.model.buffers()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs beside the averaged weights."""
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a count of updates."""
+        self.updates = int(state["updates"])
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

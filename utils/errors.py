@@ -1,0 +1,71 @@
+"""Errors that a user can mend, and the one way in which a script reports them."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the thing, the value and the valid choices."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (SIGINT or SIGTERM) and has saved; the message says how to go on."""
+
+
+def nearest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return `` Did you mean 'x'?`` for the choice closest to ``value``, or an empty string."""
+    match = difflib.get_close_matches(value.lower(), list(choices), n=1, cutoff=cutoff)
+    return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def unknown(kind: str, value: str, choices: Iterable[str]) -> UserError:
+    """Build the error for a misspelt name: what it is, the nearest match, the valid choices."""
+    choices = list(choices)
+    shown = ", ".join(choices[:20]) + (f", ... ({len(choices)} in all)" if len(choices) > 20 else "")
+    return UserError(f"unknown {kind} '{value}'.{nearest(value, choices)} Valid: {shown}")
+
+
+# What the operating system refuses and the user can mend; any other OSError is a defect and keeps its traceback.
+_MENDABLE = {
+    errno.ENOSPC: "the disk is full; free some space or choose another --project",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another --project",
+    errno.EFBIG: "the file would exceed the allowed size; choose another --project",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "operation not permitted",
+    errno.EROFS: "the file system is read-only; choose another --project",
+    errno.ENOENT: "no such file or directory",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EISDIR: "is a directory, not a file",
+    errno.EEXIST: "a file of that name is in the way",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``: what a user can mend becomes one line on stderr and exit code 2."""
+    script = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except UserError as error:
+        print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{script}: error: {where}{_MENDABLE[error.errno]}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+    except Interrupted as stop:
+        print(f"\n{script}: {stop}", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT_CODE)
+    except KeyboardInterrupt:
+        print(f"\n{script}: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT_CODE)

@@ -1,0 +1,142 @@
+"""Image files to arrays: decoding by OpenCV, the check for truncated files, and the network's pre-processing."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.spec import ModelSpec
+
+Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif"}
+)
+READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size while the shorter side stays this many times the input's
+
+_REDUCED_COLOR = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_REDUCED_GREY = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+
+# BMP, WebP, TIFF (either byte order), PNM, JPEG 2000 (file and stream), GIF, AVIF and HEIF.
+_OTHER_SIGNATURES = (b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"P", b"\x00\x00\x00", b"\xff\x4f\xff\x51", b"GIF8")
+
+
+class UnreadableImage(Exception):
+    """The file is absent, truncated or no image; the message says which."""
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a path's suffix is that of an image and its name not hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return (height, width) from a JPEG's frame header, or None if there is none."""
+    position = 2
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return height, width
+        position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", data, position + 2)[0]
+    return None
+
+
+def defect(data: bytes) -> str | None:
+    """Say what is wrong with an image file's structure, at the cost of a look at its markers; None if nothing is.
+
+    A truncated JPEG decodes to a half-grey image without any error, so its end marker is looked for: inside the
+    compressed data neither SOS nor EOI can occur, thus the last EOI must follow the last SOS.
+    """
+    if not data:
+        return "empty file"
+    if data.startswith(b"\xff\xd8"):
+        if jpeg_size(data) is None:
+            return "JPEG without a frame header"
+        return None if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0 else "truncated JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return None if data.rfind(b"IEND") > 0 else "truncated PNG"
+    return None if data.startswith(_OTHER_SIGNATURES) else "not an image"
+
+
+def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
+    """Decode an image file's bytes to uint8 [H, W, channels], EXIF orientation applied.
+
+    Args:
+        data: the whole file.
+        channels: 1 for grey, 3 for RGB.
+        min_side: the image is reduced by 2, 4 or 8 as long as its shorter side stays at least this; 0 = never.
+            JPEGs are reduced inside the decoder, which is several times faster.
+
+    Raises:
+        UnreadableImage: truncated or no image.
+    """
+    if reason := defect(data):
+        raise UnreadableImage(reason)
+    size = jpeg_size(data) if min_side and data.startswith(b"\xff\xd8") else None
+    factor = _reduction(min(size), min_side) if size else 1
+    flags = (_REDUCED_GREY if channels == 1 else _REDUCED_COLOR)[factor]
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise UnreadableImage(f"OpenCV refuses it ({error.err})") from None
+    if image is None:
+        raise UnreadableImage("not an image, or damaged")
+    if channels == 3 and factor > 1:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # the reduced modes know no RGB
+    if min_side and size is None and (factor := _reduction(min(image.shape[:2]), min_side)) > 1:
+        height, width = image.shape[:2]
+        image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
+    return as_channels(image.astype(np.uint8, copy=False), channels)
+
+
+def _reduction(side: int, min_side: int) -> int:
+    return next((factor for factor in (8, 4, 2) if side // factor >= min_side), 1)
+
+
+def read_image(path: Path, channels: int, min_side: int = 0) -> Image:
+    """Read and decode an image file; see ``decode``.
+
+    Raises:
+        UnreadableImage: absent, truncated or no image.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(error.strerror or "can't be read") from None
+    return decode(data, channels, min_side)
+
+
+def as_channels(image: Image, channels: int) -> Image:
+    """Convert grey [H, W], grey [H, W, 1] or RGB [H, W, 3] to [H, W, channels]."""
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image[:, :, :1], 3, axis=2)
+    return cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2GRAY)[:, :, None]
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Resize [H, W, C]: by pixel area when both sides shrink (no aliasing), else bilinear."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, image.shape[2])
+
+
+def preprocess(image: Image, spec: ModelSpec) -> Image:
+    """Cut the centre square (``spec.crop_fraction`` of the shorter side) and resize it to ``spec.imgsz``.
+
+    This is what validation, prediction and exported files do; the pixels become numbers in ``transforms.normalise``.
+    """
+    height, width = image.shape[:2]
+    side = max(round(min(height, width) * spec.crop_fraction), 1)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], spec.imgsz, spec.imgsz)

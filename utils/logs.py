@@ -1,0 +1,142 @@
+"""Hooks that tell what happens in a run: progress bar, results.csv, TensorBoard; and the one that stops it early."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils import distributed
+from utils.checkpoint import write_text
+from utils.engine import Hook, Run
+from utils.metrics import Evaluation
+
+COLUMNS = ("epoch", "train_loss", "val_loss", "top1", "top5", "lr", "images_per_second", "seconds")
+
+
+class History(Hook):
+    """Keeps a row per epoch, writes results.csv and TensorBoard, and remembers the best epoch.
+
+    Args:
+        folder: the run's folder; None (on ranks other than 0) writes nothing.
+        on_best: called when an epoch is the best so far.
+    """
+
+    def __init__(self, folder: Path | None, on_best: Callable[[Run], None]) -> None:
+        self.folder, self.on_best = folder, on_best
+        self.rows: list[dict[str, float]] = []
+        self.best: Evaluation | None = None
+        self.best_epoch = 0
+        self.seconds = 0.0
+        self.writer: Any = None
+        self.started = 0.0
+
+    def on_run_begin(self, run: Run) -> None:
+        self.started = time.perf_counter() - self.seconds
+        if self.folder:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self.writer = SummaryWriter(str(self.folder), purge_step=run.epoch + 1 if run.epoch else None)
+
+    def on_minibatch_end(self, run: Run) -> None:
+        self.seconds = time.perf_counter() - self.started  # so that a checkpoint in mid-epoch counts it
+
+    def on_epoch_end(self, run: Run) -> None:
+        previous, self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0, time.perf_counter() - self.started
+        evaluation = run.evaluation
+        assert evaluation is not None
+        row = {
+            "epoch": run.epoch + 1,
+            "train_loss": run.loss_sum / max(run.images_seen, 1),
+            "val_loss": evaluation.loss,
+            "top1": evaluation.top1,
+            "top5": evaluation.top5,
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "images_per_second": run.images_seen / (self.seconds - previous),
+            "seconds": self.seconds,
+        }
+        self.rows.append(row)
+        if evaluation.better_than(self.best):
+            self.best, self.best_epoch = evaluation, run.epoch + 1
+            self.on_best(run)
+        if self.folder:
+            lines = [",".join(COLUMNS), *(",".join(f"{row[c]:.6g}" for c in COLUMNS) for row in self.rows)]
+            write_text(self.folder / "results.csv", "\n".join(lines) + "\n")
+            for column in COLUMNS[1:]:
+                self.writer.add_scalar(column, row[column], run.epoch + 1)
+
+    def on_run_end(self, run: Run) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        if self.writer:
+            self.writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        best = None
+        if self.best:
+            best = {"top1": self.best.top1, "top5": self.best.top5, "loss": self.best.loss, "images": self.best.images, "confusion": self.best.confusion}
+        return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.best_epoch, self.seconds = list(state["rows"]), state["best_epoch"], state["seconds"]
+        self.best = Evaluation(**state["best"]) if state["best"] else None
+
+
+class EarlyStopping(Hook):
+    """Stops a run that has not improved for ``patience`` epochs; 0 never stops it."""
+
+    def __init__(self, patience: int, history: History) -> None:
+        self.patience, self.history = patience, history
+
+    def on_epoch_end(self, run: Run) -> None:
+        if self.patience and run.epoch + 1 - self.history.best_epoch >= self.patience:
+            run.stop = f"no improvement for {self.patience} epochs"
+
+
+class Progress(Hook):
+    """Prints a line per epoch, and a progress bar with throughput and the time left where there is a terminal."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.bar: Any = None
+        self.shows_bar = sys.stderr.isatty()
+
+    def on_run_begin(self, run: Run) -> None:
+        if distributed.is_main():
+            print(f"{'epoch':>9} {'train loss':>11} {'val loss':>9} {'top-1':>7} {'top-5':>7} {'images/s':>9} {'left':>8}", flush=True)
+
+    def on_epoch_begin(self, run: Run) -> None:
+        if distributed.is_main() and self.shows_bar:
+            label = f"{run.epoch + 1:>4}/{run.epochs}"
+            self.bar = tqdm(total=run.steps_per_epoch, initial=run.step, desc=label, unit="batch", leave=False, dynamic_ncols=True)
+
+    def on_minibatch_end(self, run: Run) -> None:
+        if self.bar is not None:
+            self.bar.update()
+            self.bar.set_postfix_str(f"loss {float(run.loss_parts['classification']):.3f}", refresh=False)
+
+    def on_epoch_end(self, run: Run) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        if distributed.is_main():
+            row = self.history.rows[-1]
+            left = duration(row["seconds"] / row["epoch"] * (run.epochs - row["epoch"]))
+            mark = " *" if self.history.best_epoch == row["epoch"] else ""
+            print(
+                f"{int(row['epoch']):>4}/{run.epochs:<4} {row['train_loss']:>11.4f} {row['val_loss']:>9.4f} {row['top1']:>7.2%} "
+                f"{row['top5']:>7.2%} {row['images_per_second']:>9.0f} {left:>8}{mark}",
+                flush=True,
+            )
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

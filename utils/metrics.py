@@ -1,0 +1,102 @@
+"""What is measured on a validation set: top-1, top-5, loss, and per class precision, recall, F1 and support."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from utils import distributed
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Tally:
+    """Counts that add up over batches and processes exactly, each image once.
+
+    Attributes:
+        confusion: int64 [classes, classes]; rows are true classes, columns predicted ones.
+        top5: images whose true class is among the five likeliest (or all, where there are fewer).
+        loss: sum of the images' cross entropies.
+    """
+
+    confusion: Tensor
+    top5: int = 0
+    loss: float = 0.0
+
+    @classmethod
+    def empty(cls, num_classes: int) -> Tally:
+        """Return a tally of nothing."""
+        return cls(torch.zeros(num_classes, num_classes, dtype=torch.int64))
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: float logits [B, classes] and labels [B]; images with the label -1 are left out."""
+        valid = labels >= 0
+        logits, labels = logits[valid], labels[valid]
+        if not len(labels):
+            return
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        classes = self.confusion.shape[0]
+        pairs = labels * classes + top[:, 0]
+        self.confusion += torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
+        self.top5 += int((top == labels[:, None]).any(1).sum())
+        self.loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+
+    def over_all_ranks(self, device: torch.device) -> Tally:
+        """Return the sum over all processes."""
+        confusion = distributed.sum_(self.confusion.to(device)).cpu()
+        sums = torch.tensor([float(self.top5), self.loss], dtype=torch.float64, device=device)
+        top5, loss = distributed.sum_(sums).tolist()
+        return Tally(confusion, round(top5), loss)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result on one split; fractions lie in [0, 1].
+
+    Attributes:
+        speed_ms: milliseconds per image of preprocess (reading and decoding included), inference and postprocess.
+        unreadable: names of images that were skipped.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    confusion: Tensor
+    speed_ms: dict[str, float] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, tally: Tally, **details: Any) -> Evaluation:
+        """Turn counts into fractions.
+
+        Raises:
+            UserError: nothing was counted.
+        """
+        images = int(tally.confusion.sum())
+        if not images:
+            raise UserError("no image of this split could be read, so there is nothing to measure")
+        top1 = int(tally.confusion.diagonal().sum()) / images
+        return cls(top1, tally.top5 / images, tally.loss / images, images, tally.confusion, **details)
+
+    def better_than(self, other: Evaluation | None) -> bool:
+        """Whether top-1 is higher, or equal with a lower loss."""
+        return other is None or (self.top1, -self.loss) > (other.top1, -other.loss)
+
+
+def per_class(evaluation: Evaluation, class_names: tuple[str, ...]) -> pd.DataFrame:
+    """Return precision, recall, F1 and support of every class, one row a class; a fraction of nothing is 0."""
+    import pandas as pd
+
+    confusion = evaluation.confusion.double()
+    hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    precision, recall = hits / predicted.clamp(min=1), hits / support.clamp(min=1)
+    f1 = 2 * hits / (predicted + support).clamp(min=1)
+    columns = {"precision": precision.numpy(), "recall": recall.numpy(), "f1": f1.numpy(), "support": support.long().numpy()}
+    return pd.DataFrame({"class": list(class_names), **columns})

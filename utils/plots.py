@@ -1,0 +1,117 @@
+"""Pictures of a run: curves, confusion matrix, mosaics of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from utils.checkpoint import atomic_write
+from utils.images import Image, UnreadableImage, as_channels
+
+TILE, COLUMNS, MAX_TILES = 128, 8, 64
+ANNOTATED_CELLS = 20  # confusion matrices of more classes carry no figures
+MAX_TICKS = 60
+
+
+def plot_results(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw losses, accuracies, learning rate and throughput over the epochs."""
+    figure, axes = _subplots(1, 3, 12, 3.5)
+    epochs = [row["epoch"] for row in rows]
+    panels = (("loss", ("train_loss", "val_loss")), ("accuracy", ("top1", "top5")), ("learning rate", ("lr",)))
+    for axis, (title, columns) in zip(axes.flat, panels, strict=True):
+        for column in columns:
+            axis.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=column)
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.legend()
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    _save(figure, path)
+
+
+def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix as shares of each true class, with counts where they fit."""
+    counts = confusion.numpy()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = len(class_names)
+    side = min(max(4.0, 1.5 + classes * 0.45), 20.0)
+    figure, axes = _subplots(1, 1, side + 1, side)
+    axis = axes.flat[0]
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axis, fraction=0.046, label="share of the true class")
+    step = -(-classes // MAX_TICKS)
+    ticks = range(0, classes, step)
+    axis.set_xticks(ticks, [class_names[i] for i in ticks], rotation=90)
+    axis.set_yticks(ticks, [class_names[i] for i in ticks])
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if classes <= ANNOTATED_CELLS:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", fontsize=8)
+    _save(figure, path)
+
+
+def mosaic(images: Sequence[Image], captions: Sequence[str], path: Path, colours: Sequence[tuple[int, int, int]] | None = None) -> None:
+    """Write up to 64 images with captions as one JPEG, eight in a row; colours are RGB, one per caption."""
+    images, captions = images[:MAX_TILES], captions[:MAX_TILES]
+    columns = min(COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (TILE + 18), columns * TILE, 3), 255, np.uint8)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        top, left = i // columns * (TILE + 18), i % columns * TILE
+        tile = as_channels(np.ascontiguousarray(image), 3)
+        canvas[top : top + TILE, left : left + TILE] = cv2.resize(tile, (TILE, TILE), interpolation=cv2.INTER_AREA if tile.shape[0] > TILE else cv2.INTER_NEAREST)
+        colour = colours[i] if colours else (0, 0, 0)
+        cv2.putText(canvas, _fitting(caption, TILE - 4), (left + 2, top + TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+    write_image(path, canvas)
+
+
+def annotate(image: Image, lines: Sequence[str]) -> Image:
+    """Return a copy of an RGB image with lines of text in its upper left corner, on a dark ground."""
+    canvas = np.ascontiguousarray(as_channels(image, 3)).copy()
+    if min(canvas.shape[:2]) < TILE:  # text needs room
+        scale = TILE * 2 / min(canvas.shape[:2])
+        canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    size = max(min(canvas.shape[:2]) / 600, 0.4)
+    height = round(26 * size) + 4
+    width = max(cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] for line in lines) + 12
+    box = canvas[: height * len(lines) + 6, :width]
+    box[:] = box // 3
+    for i, line in enumerate(lines):
+        cv2.putText(canvas, line, (6, height * (i + 1) - 4), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), max(round(size), 1), cv2.LINE_AA)
+    return canvas
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Write an RGB image, atomically, in the format of the path's suffix."""
+    ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not ok:
+        raise UnreadableImage(f"can't encode {path}")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _fitting(text: str, width: int) -> str:
+    while len(text) > 1 and cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] > width:
+        text = text[:-1]
+    return text
+
+
+def _subplots(rows: int, columns: int, width: float, height: float) -> tuple[Any, NDArray[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: it keeps global state and may want a screen
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix.lstrip("."))

@@ -1,0 +1,97 @@
+"""Size and cost of a network: parameters, multiply-adds.
+
+One multiply-add of a convolution or linear layer counts as one; biases, norms, activations and pooling count nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from utils.errors import UserError
+from utils.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Parameters and multiply-adds for one image; ``source`` says what counted them, with the reason if not thop."""
+
+    params: int
+    macs: int
+    source: str
+
+
+def profile(model: nn.Module, spec: ModelSpec) -> Profile:
+    """Count a network's parameters and multiply-adds at its input size, batch 1.
+
+    thop counts; torch's flop counter checks it, and takes over where thop is not there or misses functional operations.
+
+    Raises:
+        UserError: the network does not take images of this size.
+    """
+    params = sum(parameter.numel() for parameter in model.parameters())
+    macs = count_macs(model, spec)
+    counted = thop_macs(model, spec)
+    if counted is None:
+        return Profile(params, macs, "torch.utils.flop_counter (thop is not usable here)")
+    if counted != macs:
+        return Profile(params, macs, f"torch.utils.flop_counter (thop misses operations here: it counts {counted:,})")
+    return Profile(params, macs, "thop")
+
+
+def example_input(model: nn.Module, spec: ModelSpec, batch_size: int = 1) -> torch.Tensor:
+    """Return zeros of the network's input shape, on its device."""
+    device = next(model.parameters()).device
+    return torch.zeros(batch_size, spec.channels, spec.imgsz, spec.imgsz, device=device)
+
+
+def count_macs(model: nn.Module, spec: ModelSpec) -> int:
+    """Count the multiply-adds of convolutions and matrix products of one image with torch's flop counter.
+
+    Raises:
+        UserError: the network does not take images of this size.
+    """
+    counter = FlopCounterMode(display=False)
+    with _eval_mode(model), torch.no_grad(), counter:
+        try:
+            model(example_input(model, spec))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({reason}); choose another --imgsz") from None
+    return int(counter.get_total_flops()) // 2
+
+
+def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
+    """Count with thop, without its terms for norms, activations and pooling; None where thop can't be imported."""
+    try:
+        import thop  # unmaintained: its older releases need distutils, which Python 3.12 no longer has
+        from thop.profile import register_hooks
+    except ImportError:
+        return None
+    counted = (nn.modules.conv._ConvNd, nn.Linear)
+    ignored = {kind: _count_nothing for kind in register_hooks if not issubclass(kind, counted)}
+    copy = deepcopy(model).eval()  # thop leaves hooks and buffers behind
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        macs, _ = thop.profile(copy, inputs=(example_input(model, spec),), custom_ops=ignored, verbose=False)
+    return int(macs)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _count_nothing(*_: object) -> None:
+    return None

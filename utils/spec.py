@@ -1,0 +1,86 @@
+"""What a classifier is, as plain data: enough to rebuild it and to feed it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from utils.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_GRAY = ((0.449,), (0.226,))  # the mean of the three channels' figures
+
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 4096
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A classifier's identity: architecture, classes, input, pre-processing.
+
+    Attributes:
+        name: an architecture's name (``models.ARCHITECTURES``, torchvision, timm) or a YAML file's stem.
+        num_classes: outputs of the last linear layer.
+        imgsz: side of the square input, pixels.
+        channels: input channels, 1 (grey) or 3 (RGB).
+        class_names: one name per output, in the order of the outputs.
+        mean, std: per input channel, for pixels in [0, 1].
+        definition: the parsed YAML of a network that is described by a file, so that a checkpoint needs no file.
+        dropout: probability of every dropout layer; None leaves what the architecture builds.
+        crop_fraction: side of the centre square that is resized to imgsz, as a share of the image's shorter side.
+        norm_eps: eps of the normalisation layers (by module name) that differ from what the architecture builds;
+            eps is not in a state dict, so an imported network would otherwise change on reload.
+    """
+
+    name: str
+    num_classes: int
+    imgsz: int = 224
+    channels: int = 3
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    definition: dict[str, Any] | None = None
+    dropout: float | None = None
+    crop_fraction: float = 1.0
+    norm_eps: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise UserError(f"num_classes is {self.num_classes}; it must be at least 1")
+        if self.channels not in (1, 3):
+            raise UserError(f"channels is {self.channels}; valid: 1 (grey), 3 (RGB)")
+        if not MIN_IMAGE_SIZE <= self.imgsz <= MAX_IMAGE_SIZE:
+            raise UserError(f"image size is {self.imgsz}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")
+        if not self.class_names:
+            object.__setattr__(self, "class_names", tuple(f"class{i}" for i in range(self.num_classes)))
+        if len(self.class_names) != self.num_classes:
+            raise UserError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if len(self.mean) != self.channels and self.mean == IMAGENET_MEAN and self.std == IMAGENET_STD:
+            mean, std = IMAGENET_GRAY
+            object.__setattr__(self, "mean", mean)
+            object.__setattr__(self, "std", std)
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UserError(f"mean and std have {len(self.mean)} and {len(self.std)} entries for {self.channels} channels")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-able values; ``from_dict`` is the inverse."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """Rebuild a spec from ``to_dict``'s values.
+
+        Raises:
+            UserError: a value is missing, unknown or out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown_keys := sorted(set(values) - known):
+            raise UserError(f"the model spec has unknown entries {unknown_keys}; the file is of a newer version")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        except TypeError as error:
+            raise UserError(f"the model spec is incomplete: {error}") from None
+
+    def with_(self, **changes: Any) -> ModelSpec:
+        """Return a copy with some values changed."""
+        return replace(self, **changes)
