@@ -12,7 +12,10 @@ class TrainArguments:
     """Flags of train.py: YOLOv5's, under their names and defaults, and ours."""
 
     # what and from what
-    model: str = flag("", "network: a name (yolov5n-cls, resnet56, vgg16-cifar, any of torchvision or timm) or a YAML file; yolov5n-cls where neither this nor --weights is given")
+    model: str = flag(
+        "",
+        "network: a name (yolov5n-cls, resnet56, any of torchvision or timm) or a YAML; yolov5n-cls without --weights",
+    )
     weights: str = flag("", "checkpoint to start from: ours, a plain state dict, or an official YOLOv5 *-cls.pt")
     pretrained: bool = flag(False, "start a torchvision or timm network from its ImageNet weights (downloads them)")
     data: str = flag("digits", "built-in data set, folder (train/ and val/, or class folders), or YAML")

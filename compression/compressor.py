@@ -7,8 +7,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +14,12 @@ from torch import Tensor, nn
 
 from compression.arguments import TrainArguments
 from compression.preparation import Prepared, freeze_, prepare
+from compression.resuming import inference_state, open_run, restore_, training_state
 from utils import distributed
-from utils.arguments import from_record, to_record
-from utils.checkpoint import check_version, is_checkpoint, read_tensor_file, save_checkpoint
+from utils.arguments import to_record
+from utils.checkpoint import read_tensor_file, save_checkpoint
 from utils.ema import EMA
-from utils.engine import Hook, Run, evaluate, fit
+from utils.engine import Hook, Run, classifier, evaluate, fit
 from utils.errors import Interrupted, UserError
 from utils.images import preprocess
 from utils.loaders import (
@@ -39,10 +38,8 @@ from utils.optim import LearningRate, make_optimizer
 from utils.precision import Precision
 from utils.profile import Profile, profile
 from utils.reports import FirstBatch, report_training
-from utils.runs import RunDirectory, find_restarted, find_run, write_yaml
+from utils.runs import RunDirectory, write_yaml
 from utils.transforms import Mixing, TrainTransform
-
-OVERRIDABLE = {"device", "workers", "resume", "verbose", "local_rank"}  # what a resumed run may be told anew
 
 
 class ClassifierCompressor:
@@ -64,7 +61,7 @@ class ClassifierCompressor:
     def __init__(self, arguments: TrainArguments, given: set[str] | None = None) -> None:
         self.device = distributed.select_device(arguments.device)
         distributed.join(self.device)
-        arguments, self.directory, checkpoint = _open_run(arguments, given or set())
+        arguments, self.directory, checkpoint = open_run(arguments, given or set())
         _check_counts(arguments)
         if arguments.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
@@ -90,7 +87,7 @@ class ClassifierCompressor:
         ]
         self.run = self._make_run()
         if checkpoint:
-            self._restore(checkpoint)
+            restore_(self.run, self.hooks, self.data, checkpoint)
 
     def _make_loaders(self, prepared: Prepared) -> None:
         arguments, data = self.arguments, self.data
@@ -118,7 +115,7 @@ class ClassifierCompressor:
                 self.model, device_ids=[self.device.index] if self.device.type == "cuda" else None
             )
         if a.compile:
-            network = torch.compile(network)  # type: ignore[arg-type, assignment]
+            network = torch.compile(network)
         weight = None
         if a.balance == "weights":
             weights = class_weights(self.data.split("train").labels, self.spec.num_classes)
@@ -149,9 +146,9 @@ class ClassifierCompressor:
 
     def validate(self, network: nn.Module | None = None) -> Evaluation:
         """Measure a network (the averaged one where none is given) on the validation split, in float32."""
-        split = self.val_set.split
-        name_of = partial(_name_of, split.images, split.rows)
-        return evaluate(network or self.run.averaged, self.spec, self.val_loader, Precision(self.device), name_of)
+        network = (network or self.run.averaged).eval()
+        classify = classifier(network, self.spec, Precision(self.device))
+        return evaluate(classify, self.spec.num_classes, self.val_loader, self.device, self.val_set.split.name)
 
     def summary(self) -> str:
         """Return what a person wants to know before the run: network, data, device, and what was mended."""
@@ -204,113 +201,41 @@ class ClassifierCompressor:
         if not distributed.is_main():
             return {}
         if self.arguments.nosave:
-            save_checkpoint(directory.last, self._training_state())
+            save_checkpoint(directory.last, self._full_state())
             save_checkpoint(directory.best, self.best_state or {})
         best = deepcopy(self.run.averaged)
         best.load_state_dict(read_tensor_file(directory.best)["state_dict"])
         return report_training(directory, self.history, self.profile, self.spec, self.val_set, best, self._unreadable())
 
     def _unreadable(self) -> list[str]:
-        split = self.train_set.split
-        seen = [f"{_name_of(split.images, split.rows, p)}: could not be decoded" for p in sorted(self.run.unreadable)]
+        seen = [f"{self.train_set.split.name(position)}: could not be decoded" for position in sorted(self.run.unreadable)]
         best = self.history.best
         return [*self.data.unreadable, *seen, *(f"{name}: could not be decoded" for name in (best.unreadable if best else ()))]
 
-    def _inference_state(self) -> dict[str, Any]:
-        """What every checkpoint holds, and all that a shipped one needs."""
-        evaluation = self.run.evaluation
-        metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss} if evaluation else {}
-        return {
-            "spec": self.spec.to_dict(),
-            "plan": None,
-            "state_dict": {name: tensor.cpu().clone() for name, tensor in self.run.averaged.state_dict().items()},
-            "metrics": {**metrics, "epoch": self.run.epoch, "params": self.profile.params, "macs": self.profile.macs},
-            "arguments": to_record(self.arguments),
-        }
-
-    def _training_state(self) -> dict[str, Any]:
-        run = self.run
-        return {
-            **self._inference_state(),
-            "training": {
-                "model": run.model.state_dict() if run.ema else None,
-                "ema": run.ema.state_dict() if run.ema else None,
-                "optimizer": run.optimizer.state_dict(),
-                "scaler": run.scaler.state_dict(),
-                "hooks": {type(hook).__name__: hook.state_dict() for hook in self.hooks},
-                "epoch": run.epoch,
-                "step": run.step,
-                "loss_sum": run.loss_sum,
-                "images_seen": run.images_seen,
-                "stop": run.stop,
-                "rng": torch.get_rng_state(),
-                "splits": {name: split.digest() for name, split in self.data.splits.items() if name != "test"},
-            },
-        }
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take up a run where its checkpoint left it."""
-        state, run = checkpoint["training"], self.run
-        for name, digest in state["splits"].items():
-            if self.data.split(name).digest() != digest:
-                raise UserError(f"the {name} images of data '{self.data.name}' have changed since the run began; it can't go on bit-identically")
-        run.model.load_state_dict(state["model"] or checkpoint["state_dict"])
-        if run.ema:
-            run.ema.model.load_state_dict(checkpoint["state_dict"])
-            run.ema.load_state_dict(state["ema"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.scaler.load_state_dict(state["scaler"])
-        for hook in self.hooks:
-            hook.load_state_dict(state["hooks"][type(hook).__name__])
-        run.epoch, run.step, run.stop = state["epoch"], state["step"], state["stop"]
-        if distributed.is_main():
-            run.loss_sum, run.images_seen = state["loss_sum"], state["images_seen"]
-        torch.set_rng_state(state["rng"])
+    def _full_state(self) -> dict[str, Any]:
+        state = inference_state(self.run, self.arguments, self.profile)
+        return {**state, "training": training_state(self.run, self.hooks, self.data)}
 
     def _save_last(self, run: Run) -> None:
         """Write last.pt, and the periodic checkpoint where one is due."""
         if not distributed.is_main() or self.arguments.nosave:
             return
         assert self.directory is not None
-        save_checkpoint(self.directory.last, self._training_state())
+        save_checkpoint(self.directory.last, self._full_state())
         period = self.arguments.save_period
         if period and run.step == 0 and run.epoch and run.epoch % period == 0:
-            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", self._inference_state())
+            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", inference_state(run, self.arguments, self.profile))
 
     def _keep_best(self, run: Run) -> None:
         if not distributed.is_main():
             return
         assert self.directory is not None
-        state = self._inference_state()
+        state = inference_state(self.run, self.arguments, self.profile)
         state["metrics"]["epoch"] = run.epoch + 1
         if self.arguments.nosave:
             self.best_state = state
         else:
             save_checkpoint(self.directory.best, state)
-
-
-def _name_of(images: Any, rows: Any, position: int) -> str:
-    return str(images.name(int(rows[position])))
-
-
-def _open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments, RunDirectory | None, dict[str, Any] | None]:
-    """Find the run that goes on, if one does, with its recorded arguments and its checkpoint."""
-    if arguments.resume:
-        directory = distributed.broadcast(find_run(arguments.resume, arguments.project) if distributed.is_main() else None)
-    else:
-        directory = distributed.broadcast(find_restarted(arguments.project, arguments.name) if distributed.is_main() else None)
-    if directory is None:
-        return arguments, None, None
-    if extra := sorted(given - OVERRIDABLE - {"project"}) if arguments.resume else []:
-        raise UserError(f"--{extra[0].replace('_', '-')} can't be changed by --resume; a resumed run keeps its arguments")
-    content = read_tensor_file(directory.last)
-    if not is_checkpoint(content) or "training" not in content:
-        raise UserError(f"{directory.last} can't be resumed: it holds no training state")
-    content = check_version(content, directory.last)
-    record = from_record(TrainArguments, content["arguments"])
-    if content["training"]["epoch"] >= record.epochs or content["training"]["stop"]:
-        raise UserError(f"{directory.path} has finished; start a new run from it with --weights {directory.best}")
-    return replace(record, **{name: getattr(arguments, name) for name in given & OVERRIDABLE}), directory, content
 
 
 def _check_counts(arguments: TrainArguments) -> None:
@@ -332,7 +257,7 @@ def _stopping_on_signals(run: Run) -> Iterator[None]:
 
     previous: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             previous[number] = signal.signal(number, stop)
     except ValueError:  # not the main thread (a notebook's, say): signals stay as they are
         previous.clear()

@@ -56,9 +56,10 @@ def prepare(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None)
     if distributed.is_main():
         distributed.barrier()
     data = with_validation(data, arguments.val_fraction, arguments.seed)
+    notes: list[str] = []
     if checkpoint:
         spec = ModelSpec.from_dict(checkpoint["spec"])
-        data, model, notes = data.for_classes(spec.class_names), build(spec), []
+        data, model = data.for_classes(spec.class_names), build(spec)
     else:
         spec, model, notes = _network(arguments, data)
         if set(spec.class_names) == set(data.class_names):
@@ -164,7 +165,9 @@ def freeze_(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
     for pattern in patterns:
         if pattern.isdigit() and pattern not in names:
             if int(pattern) >= len(ordered):
-                raise UserError(f"freeze is {pattern}; this network has {len(ordered)} layers, so fewer than that can be frozen: {', '.join(ordered)}")
+                raise UserError(
+                    f"freeze is {pattern}; this network has {len(ordered)} layers, so fewer than that can be frozen: {', '.join(ordered)}"
+                )
             frozen.update(ordered[: int(pattern)])
         elif matched := fnmatch.filter(names, pattern):
             frozen.update(matched)

@@ -82,10 +82,8 @@ def _replace_stem(model: nn.Module, channels: int) -> None:
     for parent in model.modules():
         for child_name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and child.in_channels == 3:
-                stem = nn.Conv2d(
-                    channels, child.out_channels, child.kernel_size, child.stride, child.padding,
-                    bias=child.bias is not None,
-                )  # fmt: skip
+                shape: dict[str, Any] = {"kernel_size": child.kernel_size, "stride": child.stride, "padding": child.padding}
+                stem = nn.Conv2d(channels, child.out_channels, bias=child.bias is not None, **shape)
                 setattr(parent, child_name, stem)
                 return
     raise UserError(f"found no convolution with 3 input channels to replace by one with {channels}")

@@ -45,7 +45,11 @@ def make_parser(arguments: type[Any], description: str) -> argparse.ArgumentPars
     for field in dataclasses.fields(arguments):
         meta, kind = field.metadata, _value_type(hints[field.name])
         spellings = dict.fromkeys([*spellings_of(field.name), *meta["aliases"]])
-        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": f"{meta['help']} (default: {_shown(field.default)})"}
+        options: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{meta['help']} (default: {_shown(field.default)})",
+        }
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
         else:

@@ -106,7 +106,9 @@ class _Renamed:
         return self.split.images.check(int(self.split.rows[index]))
 
 
-def _decode_all(split: Split, channels: int, min_side: int, write: Callable[[bytes], object]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _decode_all(
+    split: Split, channels: int, min_side: int, write: Callable[[bytes], object]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     images = _Renamed(split)
     offsets, shapes = np.full(len(split), -1), np.zeros((len(split), 3), np.int64)
 
@@ -127,9 +129,7 @@ def _decode_all(split: Split, channels: int, min_side: int, write: Callable[[byt
     return offsets, shapes
 
 
-def _disk_cache(
-    split: Split, channels: int, min_side: int, folder: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+def _disk_cache(split: Split, channels: int, min_side: int, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """Map the file of this split, or make it; its name is a hash of everything that its pixels depend on."""
     path = folder / f"{_fingerprint(split, channels, min_side)}.pixels"
     table = path.with_suffix(".npz")

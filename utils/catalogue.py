@@ -96,8 +96,8 @@ def _construct(constructor: Any, options: dict[str, Any], download: bool) -> Any
 
 def _images(dataset: Any, prefix: str) -> Images:
     """Use the data set's own array where it has one of the usual layout: no Pillow image is made then."""
-    data = getattr(dataset, "data", None)
-    array = data.numpy() if hasattr(data, "numpy") else data
+    data: Any = getattr(dataset, "data", None)
+    array: Any = data.numpy() if hasattr(data, "numpy") else data
     if getattr(array, "dtype", None) == "uint8" and array.ndim in (3, 4) and len(array) == len(dataset):
         if array.ndim == 3 or array.shape[-1] == 3:
             return ArrayImages(array, prefix)

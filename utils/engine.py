@@ -243,58 +243,54 @@ def finish_epoch(run: Run) -> None:
     run.evaluation = run.validate(run.averaged)
 
 
+def classifier(network: nn.Module, spec: ModelSpec, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """Return a function from uint8 images [B, S, S, C] to float32 logits [B, classes] on the network's device."""
+
+    def classify(images: Tensor) -> Tensor:
+        inputs = normalise(images.to(precision.device, non_blocking=True), spec)
+        with precision.autocast():
+            outputs = network(inputs)
+        logits: Tensor = outputs.float()
+        return logits
+
+    return classify
+
+
 @torch.inference_mode()
 def evaluate(
-    network: nn.Module,
-    spec: ModelSpec,
+    classify: Callable[[Tensor], Tensor],
+    num_classes: int,
     batches: Iterable[Batch],
-    precision: Precision,
+    device: torch.device,
     name_of: Callable[[int], str],
-    keep: Callable[[Batch, Tensor], None] | None = None,
 ) -> Evaluation:
-    """Measure a network on batches, which under torchrun are this rank's share; the result covers all ranks.
+    """Measure a classifier on batches, which under torchrun are this rank's share; the result covers all ranks.
 
     Args:
-        network: the classifier; it is put into eval mode and left in the mode it came in.
-        spec: classes and pre-processing.
+        classify: uint8 images [B, S, S, C] -> logits [B, classes].
+        num_classes: number of logits.
         batches: images and labels.
-        precision: the type to compute in.
+        device: where the classifier computes.
         name_of: the name of the image at a position, for the list of unreadable ones.
-        keep: is given every batch with its logits, float32 on the CPU.
 
     Raises:
         UserError: no image could be read.
     """
-    device = precision.device
-    was_training = network.training
-    network.eval()
-    tally = Tally.empty(spec.num_classes)
+    tally = Tally.empty(num_classes)
     seconds = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
-    images, unreadable = 0, set()
+    images = 0
+    unreadable: set[str] = set()
     for batch in batches:
         start = time.perf_counter()
-        inputs = normalise(batch.images.to(device, non_blocking=True), spec)
-        labels = batch.labels.to(device)
-        _synchronise(device)
-        ready = time.perf_counter()
-        with precision.autocast():
-            outputs = network(inputs)
-        _synchronise(device)
+        logits = classify(batch.images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         done = time.perf_counter()
-        logits = outputs.float()
-        tally.add(logits, labels)
-        if keep:
-            keep(batch, logits.cpu())
-        images += len(labels)
+        tally.add(logits, batch.labels.to(logits.device))
+        images += len(batch.labels)
         unreadable |= {name_of(position) for position in batch.unreadable}
-        seconds["preprocess"] += batch.seconds + ready - start
-        seconds["inference"] += done - ready
+        seconds["preprocess"] += batch.seconds
+        seconds["inference"] += done - start
         seconds["postprocess"] += time.perf_counter() - done
-    network.train(was_training)
     speed_ms = {stage: round(total / max(images, 1) * 1e3, 4) for stage, total in seconds.items()}
     return Evaluation.of(tally.over_all_ranks(device), speed_ms=speed_ms, unreadable=tuple(sorted(unreadable)))
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

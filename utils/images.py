@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,13 +14,16 @@ from utils.spec import ModelSpec
 
 Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif"}
-)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif"})
 READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size while the shorter side stays this many times the input's
 
 _REDUCED_COLOR = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-_REDUCED_GREY = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
+_REDUCED_GREY = {
+    1: cv2.IMREAD_GRAYSCALE,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 # BMP, WebP, TIFF (either byte order), PNM, JPEG 2000 (file and stream), GIF, AVIF and HEIF.
 _OTHER_SIGNATURES = (b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"P", b"\x00\x00\x00", b"\xff\x4f\xff\x51", b"GIF8")
@@ -91,7 +95,7 @@ def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
     if min_side and size is None and (factor := _reduction(min(image.shape[:2]), min_side)) > 1:
         height, width = image.shape[:2]
         image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
-    return as_channels(image.astype(np.uint8, copy=False), channels)
+    return as_channels(as_bytes(image), channels)
 
 
 def _reduction(side: int, min_side: int) -> int:
@@ -111,6 +115,11 @@ def read_image(path: Path, channels: int, min_side: int = 0) -> Image:
     return decode(data, channels, min_side)
 
 
+def as_bytes(array: NDArray[Any]) -> Image:
+    """Return an array as uint8, without a copy where it is that already."""
+    return array.astype(np.uint8, copy=False)
+
+
 def as_channels(image: Image, channels: int) -> Image:
     """Convert grey [H, W], grey [H, W, 1] or RGB [H, W, 3] to [H, W, channels]."""
     if image.ndim == 2:
@@ -119,7 +128,7 @@ def as_channels(image: Image, channels: int) -> Image:
         return image
     if channels == 3:
         return np.repeat(image[:, :, :1], 3, axis=2)
-    return cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2GRAY)[:, :, None]
+    return as_bytes(cv2.cvtColor(image[:, :, :3], cv2.COLOR_RGB2GRAY)[:, :, None])
 
 
 def resize(image: Image, height: int, width: int) -> Image:
@@ -128,7 +137,7 @@ def resize(image: Image, height: int, width: int) -> Image:
         return image
     shrinks = image.shape[0] >= height and image.shape[1] >= width
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, image.shape[2])
+    return as_bytes(resized.reshape(height, width, image.shape[2]))
 
 
 def preprocess(image: Image, spec: ModelSpec) -> Image:

@@ -138,7 +138,10 @@ class TrainOrder(Sampler[list[Draw]]):
             if step >= self.start:
                 places = range(begin, begin + size)
                 yield [
-                    Draw(int(padded[place * self.world_size + self.rank]), mix_seed(self.seed, self.epoch, place * self.world_size + self.rank))
+                    Draw(
+                        int(padded[place * self.world_size + self.rank]),
+                        mix_seed(self.seed, self.epoch, place * self.world_size + self.rank),
+                    )
                     for place in places
                 ]
             begin += size

@@ -80,7 +80,13 @@ class History(Hook):
     def state_dict(self) -> dict[str, Any]:
         best = None
         if self.best:
-            best = {"top1": self.best.top1, "top5": self.best.top5, "loss": self.best.loss, "images": self.best.images, "confusion": self.best.confusion}
+            best = {
+                "top1": self.best.top1,
+                "top5": self.best.top5,
+                "loss": self.best.loss,
+                "images": self.best.images,
+                "confusion": self.best.confusion,
+            }
         return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -36,7 +36,9 @@ def make_optimizer(model: nn.Module, name: str, lr0: float, momentum: float, dec
         raise unknown("optimizer", name, OPTIMIZERS)
     if not lr0 > 0 or not 0 <= momentum < 1 or not decay >= 0:
         raise UserError(f"lr0 {lr0} must be above 0, momentum {momentum} in [0, 1), decay {decay} at least 0")
-    biases, weights, norms = [], [], []
+    biases: list[nn.Parameter] = []
+    weights: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
@@ -50,7 +52,7 @@ def make_optimizer(model: nn.Module, name: str, lr0: float, momentum: float, dec
         {"params": norms, "weight_decay": 0.0, "name": "norms"},
     ]
     groups = [group for group in groups if group["params"]]
-    extra = {"fused": True} if has_fused and next(model.parameters()).device.type in ("cpu", "cuda") else {}
+    extra: dict[str, Any] = {"fused": True} if has_fused and next(model.parameters()).device.type in ("cpu", "cuda") else {}
     return optimizer_class(groups, lr=lr0, **options(momentum), **extra)  # type: ignore[call-arg]
 
 

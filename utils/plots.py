@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from utils.checkpoint import atomic_write
-from utils.images import Image, UnreadableImage, as_channels
+from utils.images import Image, UnreadableImage, as_bytes, as_channels
 
 TILE, COLUMNS, MAX_TILES = 128, 8, 64
 ANNOTATED_CELLS = 20  # confusion matrices of more classes carry no figures
@@ -66,7 +66,9 @@ def mosaic(images: Sequence[Image], captions: Sequence[str], path: Path, colours
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top, left = i // columns * (TILE + 18), i % columns * TILE
         tile = as_channels(np.ascontiguousarray(image), 3)
-        canvas[top : top + TILE, left : left + TILE] = cv2.resize(tile, (TILE, TILE), interpolation=cv2.INTER_AREA if tile.shape[0] > TILE else cv2.INTER_NEAREST)
+        canvas[top : top + TILE, left : left + TILE] = cv2.resize(
+            tile, (TILE, TILE), interpolation=cv2.INTER_AREA if tile.shape[0] > TILE else cv2.INTER_NEAREST
+        )
         colour = colours[i] if colours else (0, 0, 0)
         cv2.putText(canvas, _fitting(caption, TILE - 4), (left + 2, top + TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
     write_image(path, canvas)
@@ -77,14 +79,16 @@ def annotate(image: Image, lines: Sequence[str]) -> Image:
     canvas = np.ascontiguousarray(as_channels(image, 3)).copy()
     if min(canvas.shape[:2]) < TILE:  # text needs room
         scale = TILE * 2 / min(canvas.shape[:2])
-        canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        canvas = as_bytes(cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
     size = max(min(canvas.shape[:2]) / 600, 0.4)
     height = round(26 * size) + 4
     width = max(cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] for line in lines) + 12
     box = canvas[: height * len(lines) + 6, :width]
     box[:] = box // 3
     for i, line in enumerate(lines):
-        cv2.putText(canvas, line, (6, height * (i + 1) - 4), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), max(round(size), 1), cv2.LINE_AA)
+        cv2.putText(
+            canvas, line, (6, height * (i + 1) - 4), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), max(round(size), 1), cv2.LINE_AA
+        )
     return canvas
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ import torch
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 natively; where it has to be emulated it is slower than float32."""
     flags = {"avx512_bf16", "amx_bf16", "bf16"}
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if any(capabilities.get(flag) for flag in flags):
         return True
     try:  # older torch does not tell

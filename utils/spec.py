@@ -77,7 +77,8 @@ class ModelSpec:
         if unknown_keys := sorted(set(values) - known):
             raise UserError(f"the model spec has unknown entries {unknown_keys}; the file is of a newer version")
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            return cls(**arguments)
         except TypeError as error:
             raise UserError(f"the model spec is incomplete: {error}") from None
 

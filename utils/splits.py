@@ -112,6 +112,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, position: int) -> str:
+        """Return the name of the image at a position of this split."""
+        return self.images.name(int(self.rows[position]))
+
     def take(self, positions: NDArray[Any]) -> Split:
         """Return the part at these positions."""
         return replace(self, labels=self.labels[positions], rows=self.rows[positions])
@@ -123,12 +127,12 @@ class Split:
     def readable(self) -> tuple[Split, list[str]]:
         """Return the part whose files look whole, and a line ``name: reason`` for each of the others."""
         reasons = [self.images.check(int(row)) for row in self.rows]
-        bad = [f"{self.images.name(int(row))}: {reason}" for row, reason in zip(self.rows, reasons, strict=True) if reason]
+        bad = [f"{self.name(position)}: {reason}" for position, reason in enumerate(reasons) if reason]
         return (self.take(np.array([not reason for reason in reasons], dtype=bool)) if bad else self), bad
 
     def digest(self) -> str:
         """Return a hash of names and labels: equal for equal splits, across machines' orders of listing."""
-        rows = (f"{Path(self.images.name(int(r))).name}:{label}" for r, label in zip(self.rows, self.labels, strict=True))
+        rows = (f"{Path(self.name(position)).name}:{label}" for position, label in enumerate(self.labels))
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 

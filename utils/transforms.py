@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, unknown
-from utils.images import Image, preprocess, resize
+from utils.images import Image, as_bytes, preprocess, resize
 from utils.spec import ModelSpec
 
 
@@ -149,7 +149,7 @@ def jitter_colours(image: Image, strength: float, draw: random.Random) -> Image:
     means = np.array(cv2.mean(image)[: image.shape[2]], dtype=np.float32) * brightness
     if image.shape[2] == 1:
         scaled = cv2.convertScaleAbs(image, alpha=brightness * contrast, beta=float(means[0]) * (1 - contrast))
-        return scaled.reshape(image.shape)
+        return as_bytes(scaled.reshape(image.shape))
     colours = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * LUMA  # each row mixes in the luma
     offset = (1 - contrast) * float(LUMA @ means)
     matrix = np.concatenate([brightness * contrast * colours, np.full((3, 1), offset, np.float32)], axis=1)

@@ -1,0 +1,32 @@
+# Every target sets itself up: a virtual environment in .venv, with the requirements.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check clean
+
+.venv/run.stamp: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: .venv/run.stamp  ## train on digits, measure, predict
+	$(BIN)/python train.py --data digits --epochs 25 --name demo --exist-ok
+	$(BIN)/python val.py --weights runs/train/demo/weights/best.pt --data digits --split test --name demo --exist-ok
+	$(BIN)/python predict.py --weights runs/train/demo/weights/best.pt --source data/images --save-json --name demo --exist-ok
+	@echo "training: runs/train/demo   measures: runs/val/demo   predictions: runs/predict/demo"
+
+test: .venv/dev.stamp  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp  ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,105 @@
+"""What a checkpoint holds of a run, and how a run goes on from one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from compression.arguments import TrainArguments
+from utils import distributed
+from utils.arguments import from_record, to_record
+from utils.checkpoint import check_version, is_checkpoint, read_tensor_file
+from utils.engine import Hook, Run
+from utils.errors import UserError
+from utils.profile import Profile
+from utils.runs import RunDirectory, find_restarted, find_run
+from utils.splits import ImageData
+
+OVERRIDABLE = {"device", "workers", "verbose", "local_rank"}  # what a resumed run may be told anew
+CALL = {"resume", "project"}  # what says which run goes on
+
+
+def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments, RunDirectory | None, dict[str, Any] | None]:
+    """Find the run that goes on, if one does: the one that --resume names, or the one whose workers torchrun restarts.
+
+    Returns:
+        The arguments (those of the run's record), the run's folder, its checkpoint; for a new run, the arguments as
+        they are and None twice.
+
+    Raises:
+        UserError: there is no such run, it has finished, or an argument is given that can't change.
+    """
+    directory = None
+    if distributed.is_main():
+        directory = find_run(arguments.resume, arguments.project) if arguments.resume else find_restarted(arguments.project, arguments.name)
+    directory = distributed.broadcast(directory)
+    if directory is None:
+        return arguments, None, None
+    if arguments.resume and (extra := sorted(given - OVERRIDABLE - CALL)):
+        raise UserError(f"--{extra[0].replace('_', '-')} can't be changed by --resume; a resumed run keeps its arguments")
+    content = read_tensor_file(directory.last)
+    if not is_checkpoint(content) or "training" not in content:
+        raise UserError(f"{directory.last} can't be resumed: it holds no training state")
+    content = check_version(content, directory.last)
+    record = from_record(TrainArguments, content["arguments"])
+    if content["training"]["epoch"] >= record.epochs or content["training"]["stop"]:
+        raise UserError(f"{directory.path} has finished; start a new run from it with --weights {directory.best}")
+    return replace(record, **{name: getattr(arguments, name) for name in given & OVERRIDABLE}), directory, content
+
+
+def inference_state(run: Run, arguments: TrainArguments, profile: Profile) -> dict[str, Any]:
+    """Return what every checkpoint holds, which is all that a shipped one needs."""
+    evaluation = run.evaluation
+    metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss} if evaluation else {}
+    return {
+        "spec": run.spec.to_dict(),
+        "plan": None,
+        "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in run.averaged.state_dict().items()},
+        "metrics": {**metrics, "epoch": run.epoch, "params": profile.params, "macs": profile.macs},
+        "arguments": to_record(arguments),
+    }
+
+
+def training_state(run: Run, hooks: Sequence[Hook], data: ImageData) -> dict[str, Any]:
+    """Return what a run needs beside ``inference_state`` to go on bit-identically."""
+    return {
+        "model": run.model.state_dict() if run.ema else None,
+        "ema": run.ema.state_dict() if run.ema else None,
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "hooks": {type(hook).__name__: hook.state_dict() for hook in hooks},
+        "epoch": run.epoch,
+        "step": run.step,
+        "loss_sum": run.loss_sum,
+        "images_seen": run.images_seen,
+        "stop": run.stop,
+        "rng": torch.get_rng_state(),
+        "splits": {name: split.digest() for name, split in data.splits.items() if name != "test"},
+    }
+
+
+def restore_(run: Run, hooks: Sequence[Hook], data: ImageData, checkpoint: dict[str, Any]) -> None:
+    """Take up a run where its checkpoint left it, in place.
+
+    Raises:
+        UserError: the images are no longer those that the run began with.
+    """
+    state = checkpoint["training"]
+    for name, digest in state["splits"].items():
+        if data.split(name).digest() != digest:
+            raise UserError(f"the {name} images of data '{data.name}' have changed since the run began; it can't go on bit-identically")
+    run.model.load_state_dict(state["model"] or checkpoint["state_dict"])
+    if run.ema:
+        run.ema.model.load_state_dict(checkpoint["state_dict"])
+        run.ema.load_state_dict(state["ema"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scaler.load_state_dict(state["scaler"])
+    for hook in hooks:
+        hook.load_state_dict(state["hooks"][type(hook).__name__])
+    run.epoch, run.step, run.stop = state["epoch"], state["step"], state["stop"]
+    if distributed.is_main():  # the sums of all ranks
+        run.loss_sum, run.images_seen = state["loss_sum"], state["images_seen"]
+    torch.set_rng_state(state["rng"])

@@ -1,0 +1,93 @@
+"""Run a classifier from a file: uint8 images in, logits out. One line in ``BACKENDS`` per kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from models.loading import load_classifier
+from utils.engine import classifier
+from utils.errors import UserError
+from utils.precision import Precision
+from utils.spec import ModelSpec
+
+
+class Backend(Protocol):
+    """A classifier that is ready to run.
+
+    Attributes:
+        spec: classes, input size and pre-processing.
+        notes: what was mended or assumed while loading.
+        named: whether the class names come from the file; else they are placeholders.
+        record: the arguments of the training run that made the file, as far as the file tells.
+    """
+
+    spec: ModelSpec
+    notes: list[str]
+    named: bool
+    record: dict[str, Any]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Classify uint8 [B, S, S, C]; return float32 [B, classes] on the CPU."""
+
+
+class TorchBackend:
+    """Runs a checkpoint in torch: channels-last, half precision on request."""
+
+    def __init__(self, path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> None:
+        loaded = load_classifier(path, model_name)
+        self.spec = loaded.spec.with_(imgsz=imgsz) if imgsz else loaded.spec
+        self.notes, self.named = loaded.notes, loaded.named
+        self.record = loaded.checkpoint.get("arguments", {})
+        self.model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.classify = classifier(self.model, self.spec, Precision.choose(device, half))
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        return self.classify(images).cpu()
+
+
+Opener = Callable[[Path, torch.device, bool, str | None, int | None], Backend]
+
+BACKENDS: dict[str, Opener] = dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend)
+
+
+def open_backend(
+    weights: str, device: torch.device, half: bool = False, model_name: str | None = None, imgsz: int | None = None
+) -> Backend:
+    """Open a classifier's file.
+
+    Args:
+        weights: the file.
+        device: where to run it.
+        half: compute in half precision where the device has it.
+        model_name: the architecture, for a plain state dict that does not tell.
+        imgsz: side of the input where it shall not be the file's own.
+
+    Raises:
+        UserError: no backend reads this kind of file, or the file is not sound.
+    """
+    path = Path(weights)
+    if path.suffix.lower() not in BACKENDS:
+        raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join(BACKENDS)}")
+    return BACKENDS[path.suffix.lower()](path, device, half, model_name, imgsz)
+
+
+def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:
+    """Run zeros through a backend, so that what is set up on first use is not counted as an image's time.
+
+    Raises:
+        UserError: the network does not take images of this size.
+    """
+    spec = backend.spec
+    images = torch.zeros(batch_size, spec.imgsz, spec.imgsz, spec.channels, dtype=torch.uint8)
+    try:
+        for _ in range(passes):
+            backend.logits(images)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({reason}); choose another --imgsz") from None

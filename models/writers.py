@@ -1,0 +1,123 @@
+"""What a prediction run saves: annotated images and videos, text files, CSV, JSON. Encoding runs in threads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from models.prediction import Prediction
+from utils.checkpoint import write_text
+from utils.errors import UserError
+from utils.images import UnreadableImage
+from utils.plots import annotate, write_image
+from utils.runs import write_json
+
+WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class PredictionWriter:
+    """Saves predictions below a folder, which mirrors the source's; a context manager that finishes on exit.
+
+    Args:
+        folder: the run's folder.
+        images, txt, csv, json: what to save.
+    """
+
+    def __init__(self, folder: Path, images: bool, txt: bool, csv: bool, json: bool) -> None:
+        self.folder, self.images, self.txt, self.csv, self.json = folder, images, txt, csv, json
+        self.records: list[tuple[str, int, tuple[tuple[str, float], ...]]] = []
+        self.taken: set[Path] = set()
+        self.video: tuple[Path, Any] | None = None
+        self.pool = ThreadPoolExecutor(os.cpu_count())
+        self.jobs: list[Future[None]] = []
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_video()
+        self.pool.shutdown()
+        for job in self.jobs:
+            job.result()
+        if self.json:
+            write_json(self.folder / "predictions.json", [_record(*record) for record in self.records])
+        if self.csv:
+            write_text(self.folder / "predictions.csv", _csv(self.records))
+
+    def save(self, prediction: Prediction) -> None:
+        """Save one prediction; pictures and text files are written in the background.
+
+        Raises:
+            OSError: an earlier picture could not be written.
+        """
+        item = prediction.item
+        self.records.append((item.path, item.frame, prediction.topk))
+        lines = [f"{probability:.2f} {name}" for name, probability in prediction.topk]
+        if self.txt:
+            suffix = f"_{item.frame}.txt" if item.frame else ".txt"
+            path = self._free(self.folder / "labels" / item.output.with_suffix(""), suffix, item.output.name)
+            self.jobs.append(self.pool.submit(write_text, path, "\n".join(lines) + "\n"))
+        if self.images and item.frame:
+            self._add_frame(prediction, lines)
+        elif self.images:
+            suffix = item.output.suffix if item.output.suffix.lower() in WRITABLE else ".jpg"
+            path = self._free(self.folder / item.output.with_suffix(""), suffix, item.output.name)
+            self.jobs.append(self.pool.submit(_save_image, prediction, lines, path))
+        while self.jobs and self.jobs[0].done():
+            self.jobs.pop(0).result()
+
+    def _free(self, stem: Path, suffix: str, name: str) -> Path:
+        """Return a path that no other input has taken: photo.txt, or photo.png.txt beside photo.jpg's."""
+        path = stem.with_name(stem.name + suffix)
+        if path in self.taken:
+            path = stem.with_name(name + suffix)
+        self.taken.add(path)
+        return path
+
+    def _add_frame(self, prediction: Prediction, lines: list[str]) -> None:
+        item = prediction.item
+        image = annotate(item.read(3, 0), lines)
+        path = self.folder / item.output
+        if self.video is None or self.video[0] != path:
+            self._close_video()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = image.shape[:2]
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), item.fps, (width, height))
+            if not writer.isOpened():
+                raise UserError(f"can't write the video {path}; use --nosave")
+            self.video = path, writer
+        self.video[1].write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+    def _close_video(self) -> None:
+        if self.video:
+            self.video[1].release()
+            self.video = None
+
+
+def _save_image(prediction: Prediction, lines: list[str], path: Path) -> None:
+    try:
+        image = prediction.item.read(3, 0)  # at full size; the network saw a smaller one
+    except UnreadableImage:  # gone in the meantime
+        return
+    write_image(path, annotate(image, lines))
+
+
+def _record(path: str, frame: int, topk: tuple[tuple[str, float], ...]) -> dict[str, Any]:
+    pairs = [[name, round(probability, 6)] for name, probability in topk]
+    return {"path": path, **({"frame": frame} if frame else {}), "topk": pairs}
+
+
+def _csv(records: list[tuple[str, int, tuple[tuple[str, float], ...]]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "frame", "rank", "class", "probability"])
+    for path, frame, topk in records:
+        for rank, (name, probability) in enumerate(topk, 1):
+            writer.writerow([path, frame or "", rank, name, f"{probability:.6f}"])
+    return text.getvalue()
