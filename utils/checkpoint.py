@@ -100,6 +100,10 @@ def read_tensor_file(path: Path) -> Any:
         if zipfile.is_zipfile(path) or "Unsupported" in str(error):
             raise NeedsCode(f"{path} needs code to load, which could do anything, so it is refused; save a plain state dict") from None
         raise UserError(f"{path} is not a weights file, or is damaged") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a seek to where a half-written file does not reach
+            raise
+        raise UserError(f"{path} is not a weights file, or is damaged") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError):
         # What torch's reader raises for a half-written zip or for bytes that are no pickle at all.
         raise UserError(f"{path} is not a weights file, or is damaged") from None

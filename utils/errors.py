@@ -22,8 +22,9 @@ class Interrupted(Exception):
 
 def nearest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """Return `` Did you mean 'x'?`` for the choice closest to ``value``, or an empty string."""
-    match = difflib.get_close_matches(value.lower(), list(choices), n=1, cutoff=cutoff)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    by_lower = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(value.lower(), list(by_lower), n=1, cutoff=cutoff)
+    return f" Did you mean '{by_lower[match[0]]}'?" if match else ""
 
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> UserError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -71,8 +72,10 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
 def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
     """Count with thop, without its terms for norms, activations and pooling; None where thop can't be imported."""
     try:
-        import thop  # unmaintained: its older releases need distutils, which Python 3.12 no longer has
-        from thop.profile import register_hooks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions in a way that is going away
+            import thop  # unmaintained: its older releases need distutils, which Python 3.12 no longer has
+            from thop.profile import register_hooks
     except ImportError:
         return None
     counted = (nn.modules.conv._ConvNd, nn.Linear)

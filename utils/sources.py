@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
-
 from utils.errors import UserError
-from utils.images import Image, UnreadableImage, as_channels, is_image_file, read_image
+from utils.images import Image, UnreadableImage, as_bytes, as_channels, is_image_file, read_image
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".gif"})
 STREAM_PREFIXES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
@@ -69,9 +67,11 @@ def open_source(source: str, stride: int = 1) -> Source:
     if stride < 1:
         raise UserError(f"vid-stride is {stride}; it must be at least 1")
     if source.isdigit():
-        return Source(lambda: _capture(int(source), f"webcam {source}", Path(f"webcam{source}.mp4"), stride))
+        webcam = _open(int(source), f"webcam {source}")
+        return Source(lambda: _frames(webcam, f"webcam {source}", Path(f"webcam{source}.mp4"), stride))
     if source.lower().startswith(STREAM_PREFIXES):
-        return Source(lambda: _capture(source, source, Path("stream.mp4"), stride))
+        stream = _open(source, source)
+        return Source(lambda: _frames(stream, source, Path("stream.mp4"), stride))
     paths, root = _list_files(source)
     return Source(lambda: _files(paths, root, stride), len(paths))
 
@@ -117,7 +117,11 @@ def _files(paths: list[Path], root: Path, stride: int) -> Iterator[Item]:
     for number, path in enumerate(paths, 1):
         output = Path(os.path.relpath(os.path.abspath(path), base))
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            yield from _capture(str(path), str(path), output.with_suffix(".mp4"), stride, f"video {number}/{len(paths)}")
+            label = f"video {number}/{len(paths)}"
+            try:
+                yield from _frames(_open(str(path), str(path)), str(path), output.with_suffix(".mp4"), stride, label)
+            except UserError:  # one bad file among many is skipped like a bad image
+                yield Item(str(path), output, f"{label} {path}", _unreadable("no video that OpenCV can read"))
         else:
             yield Item(str(path), output, f"image {number}/{len(paths)} {path}", _file_reader(path))
 
@@ -126,11 +130,15 @@ def _file_reader(path: Path) -> Callable[[int, int], Image]:
     return lambda channels, min_side: read_image(path, channels, min_side)
 
 
-def _capture(origin: int | str, name: str, output: Path, stride: int, label: str = "") -> Iterator[Item]:
-    """Yield every ``stride``-th frame of a video, webcam or stream."""
+def _open(origin: int | str, name: str) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(origin)
     if not capture.isOpened():
         raise UserError(f"can't open {name}: no such camera or stream, or no video that OpenCV can read")
+    return capture
+
+
+def _frames(capture: cv2.VideoCapture, name: str, output: Path, stride: int, label: str = "") -> Iterator[Item]:
+    """Yield every ``stride``-th frame of a video, webcam or stream."""
     try:
         total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = float(capture.get(cv2.CAP_PROP_FPS)) or 30.0
@@ -146,17 +154,19 @@ def _capture(origin: int | str, name: str, output: Path, stride: int, label: str
             if (frame - 1) % stride:
                 continue
             ok, pixels = capture.retrieve()
-            image = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), np.uint8) if ok else None
+            read = _frame_reader(as_bytes(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))) if ok else _unreadable("damaged frame")
             count = f"frame {frame}/{total}" if total > 0 else f"frame {frame}"
-            yield Item(name, output, f"{label} ({count}) {name}".strip(), _frame_reader(image), frame, fps / stride)
+            yield Item(name, output, f"{label} ({count}) {name}".strip(), read, frame, fps / stride)
     finally:
         capture.release()
 
 
-def _frame_reader(image: Image | None) -> Callable[[int, int], Image]:
+def _frame_reader(image: Image) -> Callable[[int, int], Image]:
+    return lambda channels, min_side: as_channels(image, channels)
+
+
+def _unreadable(reason: str) -> Callable[[int, int], Image]:
     def read(channels: int, min_side: int) -> Image:
-        if image is None:
-            raise UnreadableImage("damaged frame")
-        return as_channels(image, channels)
+        raise UnreadableImage(reason)
 
     return read

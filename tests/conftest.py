@@ -1,0 +1,105 @@
+"""Small data sets, and a way to run the scripts as a user does."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}  # RGB
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+    """Run a script in this process, in a temporary folder, as ``python SCRIPT ARGUMENTS`` would."""
+
+    def run(name: str, *arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        code: int | str | None = 0
+        try:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return Result(int(code or 0), captured.out, captured.err)
+
+    return run
+
+
+class Process:
+    """``python COMMAND`` running in a folder, with its output in a file; killed when the ``with`` block is left."""
+
+    def __init__(self, *command: object, cwd: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        handle, name = tempfile.mkstemp(suffix=".log")
+        self.log = Path(name)
+        arguments = [sys.executable, *map(str, command)]
+        self.popen = subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=handle, stderr=subprocess.STDOUT)
+        os.close(handle)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
+        self.log.unlink()
+
+    def finish(self, seconds: float, code: int | None = 0) -> str:
+        """Wait for the end and return the output; any exit code is right where ``code`` is None."""
+        self.popen.wait(seconds)
+        output = self.log.read_text()
+        assert code is None or self.popen.returncode == code, output
+        return output
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.popen.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "the run did not get this far in time"
+            time.sleep(0.01)
+
+
+def write_images(folder: Path, per_class: int, seed: int, size: int = 24, classes: tuple[str, ...] = tuple(CLASSES)) -> None:
+    """Write noisy squares of a colour per class, JPEG and PNG by turns."""
+    generator = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(per_class):
+            image = np.clip(generator.normal(CLASSES[name], 40, (size, size, 3)), 0, 255).astype(np.uint8)
+            cv2.imwrite(str(folder / name / f"{i:03}.{'jpg' if i % 2 else 'png'}"), image[:, :, ::-1])
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ (3 x 12 images), val/ (3 x 5) and test/ (3 x 4)."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count, seed in (("train", 12, 0), ("val", 5, 1), ("test", 4, 2)):
+        write_images(root / split, count, seed)
+    return root

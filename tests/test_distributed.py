@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Process
+
+# 37 training images of which two ranks get 19 each, one twice; 15 validation images, 8 and 7.
+FLAGS = ("--device", "cpu", "--model", "resnet20", "--imgsz", 16, "--batch-size", 12, "--workers", 0, "--optimizer", "SGD", "--lr0", 0.02)
+
+
+def launch(folder, *flags, restarts=0):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--max-restarts", restarts)
+    return Process(*torchrun, ROOT / "train.py", *FLAGS, *flags, cwd=folder)
+
+
+def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script, photos, tmp_path):
+    flags = ("--data", photos, "--epochs", 6, "--accumulate", 2, "--mixup", 0.3)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    with launch(whole, *flags) as process:
+        output = process.finish(150)
+    assert "x 2 processes" in output
+    assert output.count("best epoch") == 1
+    assert [p.name for p in (whole / "runs/train").iterdir()] == ["exp"]
+    results = json.loads((whole / "runs/train/exp/results.json").read_text())
+
+    # What two processes counted is what one counts.
+    measured = script("val.py", "--weights", whole / results["checkpoint"], "--data", photos, "--workers", 0)
+    assert measured.code == 0, measured.err
+    alone = json.loads((tmp_path / "runs/val/exp/results.json").read_text())
+    assert alone["images"] == 15
+    assert alone["top1"] == results["top1"]
+    assert alone["loss"] == pytest.approx(results["loss"], rel=1e-5)
+
+    # A worker dies after the first epoch; torchrun starts new ones, and the run goes on to the same bits.
+    with launch(killed, *flags, restarts=1) as process:
+        process.wait_until((killed / "runs/train/exp/results.csv").exists)
+        os.kill(workers_of(process.popen.pid)[-1], signal.SIGKILL)
+        output = process.finish(150)
+    assert "resume runs/train/exp at epoch" in output
+    assert [p.name for p in (killed / "runs/train").iterdir()] == ["exp"]
+    expected, state = (torch.load(folder / "runs/train/exp/weights/last.pt")["state_dict"] for folder in (whole, killed))
+    assert all(torch.equal(expected[key], state[key]) for key in expected)
+
+
+def workers_of(launcher: int) -> list[int]:
+    return sorted(int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())
+
+
+def test_a_batch_that_can_not_be_shared_are_refused(tmp_path, photos):
+    with launch(tmp_path, "--data", photos, "--epochs", 1, "--batch-size", 13) as process:
+        output = process.finish(100, code=1)
+    assert "batch-size 13 must be a multiple of the 2 processes" in output
+    assert not (tmp_path / "runs").exists()

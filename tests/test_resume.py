@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, Process
+
+# Everything that a resumed run could get wrong: random draws in the loader, the mixing and the network, moments,
+# averages, accumulated gradients, the best score.
+FLAGS = (
+    "--data", "digits", "--model", "resnet20", "--imgsz", 16, "--batch-size", 100, "--workers", 0, "--optimizer", "AdamW",
+    "--augment", "strong", "--mixup", 0.3, "--cutmix", 0.3, "--dropout", 0.1, "--accumulate", 2, "--epochs", 4,
+)  # fmt: skip
+
+
+def final(run):
+    content = torch.load(run / "weights/last.pt", weights_only=True)
+    return content["state_dict"], content["training"]
+
+
+def columns_without_time(run):
+    rows = (run / "results.csv").read_text().splitlines()
+    return [row.split(",")[:6] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One run that is left alone, one that is killed, one that is interrupted; the latter two after their first epoch."""
+    folder = tmp_path_factory.mktemp("resume")
+    with Process(ROOT / "train.py", *FLAGS, "--name", "whole", cwd=folder) as process:
+        process.finish(120)
+    for name, number, code in (("killed", signal.SIGKILL, -9), ("interrupted", signal.SIGINT, 130)):
+        run = folder / "runs/train" / name
+        with Process(ROOT / "train.py", *FLAGS, "--name", name, cwd=folder) as process:
+            process.wait_until((run / "results.csv").exists)
+            time.sleep(0.15)  # into the second epoch
+            process.popen.send_signal(number)
+            output = process.finish(60, code)
+        assert number == signal.SIGKILL or f"python train.py --resume {run.relative_to(folder)}" in output
+    return folder / "runs/train"
+
+
+@pytest.mark.parametrize("name", ["killed", "interrupted"])
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_left_alone(runs, name):
+    run = runs / name
+    assert len(columns_without_time(run)) < 5, "the run was over before it was stopped"
+    with Process(ROOT / "train.py", "--resume", run, "--workers", 1, cwd=runs.parent.parent) as process:
+        process.finish(120)
+    (expected, expected_training), (state, training) = final(runs / "whole"), final(run)
+    assert all(torch.equal(expected[key], state[key]) for key in expected)
+    assert all(torch.equal(expected_training["model"][key], training["model"][key]) for key in expected)
+    for slot, moments in expected_training["optimizer"]["state"].items():
+        assert all(torch.equal(moment, training["optimizer"]["state"][slot][key]) for key, moment in moments.items())
+    assert columns_without_time(run) == columns_without_time(runs / "whole")
+    best, expected_best = (torch.load(path / "weights/best.pt")["state_dict"] for path in (run, runs / "whole"))
+    assert all(torch.equal(expected_best[key], best[key]) for key in best)
+
+
+def test_a_finished_run_a_foreign_file_and_changed_arguments_are_refused(script, runs, tmp_path):
+    assert "has finished; start a new run from it with --weights" in script("train.py", "--resume", runs / "whole").err
+    best = runs / "whole/weights/best.pt"
+    assert "is no run's weights/last.pt" in script("train.py", "--resume", best).err
+    changed = script("train.py", "--resume", runs / "whole", "--lr0", 1)
+    assert changed.code == 2
+    assert "--lr0 can't be changed by --resume" in changed.err
+
+
+def test_a_run_whose_images_have_changed_is_not_resumed(script, photos, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    flags = ("--data", data, "--model", "resnet20", "--imgsz", 16, "--batch-size", 12, "--workers", 0, "--epochs", 2)
+
+    def stop_after_first(run):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("utils.logs.EarlyStopping.on_epoch_end", lambda self, run: stop_after_first(run))
+    assert script("train.py", *flags).code == 130
+    monkeypatch.undo()
+    (data / "train/red/000.png").unlink()
+    refused = script("train.py", "--resume", tmp_path / "runs/train/exp")
+    assert refused.code == 2
+    assert "the train images" in refused.err
+    assert "have changed" in refused.err
+
+
+def test_a_half_written_last_pt_is_refused_in_one_line(script, runs, tmp_path):
+    run = tmp_path / "run"
+    (run / "weights").mkdir(parents=True)
+    (run / "weights/last.pt").write_bytes((runs / "whole/weights/last.pt").read_bytes()[:5000])
+    refused = script("train.py", "--resume", run)
+    assert refused.code == 2
+    assert "not a weights file, or is damaged" in refused.err
+    assert refused.err.count("\n") == 1
