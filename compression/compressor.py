@@ -77,9 +77,12 @@ class ClassifierCompressor:
         self.best_state: dict[str, Any] | None = None
         self._make_loaders(prepared)
         self.first_batch = FirstBatch(self.spec)
-        self.hooks: list[Hook] = [
+        self.training_hooks: list[Hook] = [
             *([] if arguments.weights or arguments.pretrained else [NormWarmup(self.model)]),
             FrozenNorms(freeze_(self.model, arguments.freeze)),
+        ]
+        self.hooks: list[Hook] = [
+            *self.training_hooks,
             self.first_batch,
             self.history,
             EarlyStopping(arguments.patience, self.history),

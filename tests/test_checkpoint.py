@@ -46,7 +46,9 @@ def write_pickle(path, content, form):
 def test_atomic_write_makes_folders_and_replaces_the_old_file(tmp_path):
     path = tmp_path / "a" / "b" / "x.txt"
     write_text(path, "one")
-    write_text(path, "zwölf")
+    with path.open(encoding="utf-8") as reader:
+        write_text(path, "zwölf")
+        assert reader.read() == "one"  # who reads meanwhile has the old file, and never a part of the new one
     assert path.read_text(encoding="utf-8") == "zwölf"
     assert [p.name for p in path.parent.iterdir()] == ["x.txt"]
     umask = os.umask(0)

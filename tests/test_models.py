@@ -29,12 +29,11 @@ def trainable(model):
 
 
 def perturb_(model):
-    """Give every parameter and running statistic a value of its own, so that one that is lost or swapped shows."""
+    """Give biases, norms and running statistics values of their own, so that one that is lost or swapped shows."""
     generator = torch.Generator().manual_seed(1)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator))
-            value.add_(0.05 * torch.rand(value.shape, generator=generator) if name.endswith(("running_mean", "bias")) else 0)
+    for value in model.state_dict().values():
+        if value.is_floating_point() and value.ndim == 1:
+            value.mul_(1 + 0.2 * torch.rand(value.shape, generator=generator)).add_(0.05 * torch.rand(value.shape, generator=generator))
     return model.eval()
 
 
@@ -193,7 +192,7 @@ def test_own_definitions_take_several_sources_and_every_layer():
     assert [type(layer) for layer in model.model[:3]] == [Conv, Conv, Concat]
     assert (model.model[1].conv.groups, tuple(model.model[1].conv.weight.shape)) == (16, (16, 1, 3, 3))
     assert len(model.model[3]) == 2  # chained; a C3 takes the repeats as its own depth
-    assert [(len(c3.m), c3.m[0].add) for c3 in [model.model[4]]] == [(2, False)]
+    assert (len(model.model[4].m), model.model[4].m[0].add) == (2, False)
     assert isinstance(model.model[5], SPPF)
     assert model.model[7].conv.conv.in_channels == 112
     first, image = model.model[0], torch.rand(2, 1, 16, 16)

@@ -8,8 +8,6 @@ from utils.errors import UserError
 from utils.profile import Profile, count_macs, example_input, profile, thop_macs
 from utils.spec import ModelSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning")  # from thop's import
-
 SPEC = ModelSpec("net", 5, imgsz=8)
 
 NETWORKS = {

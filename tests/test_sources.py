@@ -169,14 +169,14 @@ class Camera:
 
 @pytest.mark.parametrize(("source", "origin", "output"), [("0", 0, "webcam0.mp4"), ("rtsp://cam/1", "rtsp://cam/1", "stream.mp4")])
 def test_live_source_survives_a_few_lost_frames(source, origin, output, monkeypatch):
-    camera = Camera([True, False, False, True, True, *[False] * STREAM_RETRIES, True], damaged={5})
+    camera = Camera([True, False, False, True, False, False, True, *[False] * STREAM_RETRIES, True], damaged={7})
     monkeypatch.setattr(sources, "cv2", SimpleNamespace(**{**vars(cv2), "VideoCapture": camera}))
     opened = open_source(source)
     assert (opened.live, opened.files) == (True, 0)
     items = list(opened.items())
     assert camera.origin == origin
     assert camera.released
-    assert [item.frame for item in items] == [1, 4, 5]
+    assert [item.frame for item in items] == [1, 4, 7]
     assert {(str(item.output), item.fps) for item in items} == {(output, 30.0)}
     assert items[1].read(3, 0)[0, 0].tolist() == [4, 4, 4]
     with pytest.raises(UnreadableImage, match="damaged frame"):

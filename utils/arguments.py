@@ -98,14 +98,20 @@ def to_record(arguments: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(arguments).items()}
 
 
-def markdown_table(arguments: type[Any]) -> str:
-    """Return a table of all flags with defaults and help, for the README."""
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(arguments):
-        spellings = dict.fromkeys([spellings_of(field.name)[0], *field.metadata["aliases"]])
-        negation = f" / `--no-{field.name.replace('_', '-')}`" if field.default is True else ""
-        lines.append(f"| {', '.join(f'`{s}`' for s in spellings)}{negation} | {_shown(field.default)} | {field.metadata['help']} |")
-    return "\n".join(lines)
+def flag_table(scripts: dict[str, type[Any]]) -> str:
+    """Return one Markdown table of several scripts' flags: a row per flag, each script's default in its own column."""
+    rows: dict[str, list[str]] = {}
+    meanings: dict[str, str] = {}
+    for column, arguments in enumerate(scripts.values()):
+        for field in dataclasses.fields(arguments):
+            spellings = dict.fromkeys([spellings_of(field.name)[0], *field.metadata["aliases"]])
+            negation = f" / `--no-{field.name.replace('_', '-')}`" if field.default is True else ""
+            key = ", ".join(f"`{spelling}`" for spelling in spellings) + negation
+            rows.setdefault(key, [""] * len(scripts))[column] = _shown(field.default)
+            meanings.setdefault(key, field.metadata["help"])
+    head = ["flag", *scripts, "meaning"]
+    lines = [head, ["---"] * len(head), *([key, *cells, meanings[key]] for key, cells in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _value_type(hint: Any) -> type:

@@ -58,6 +58,8 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `predict.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _MENDABLE:
             raise

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+
 from utils.errors import UserError
 from utils.images import Image, UnreadableImage, as_bytes, as_channels, is_image_file, read_image
 
