@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test lint check clean
 
 .venv/run.stamp: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -22,11 +22,12 @@ demo: .venv/run.stamp  ## train on digits, measure, predict
 test: .venv/dev.stamp  ## the whole test suite
 	$(BIN)/python -m pytest
 
-check: .venv/dev.stamp  ## lint, types, tests
+lint: .venv/dev.stamp  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test  ## everything that a change must pass
 
 clean:
 	rm -rf .venv runs

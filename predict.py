@@ -17,7 +17,7 @@ from utils.plots import annotate
 from utils.runs import RunDirectory
 from utils.sources import open_source
 
-DEFAULT_WEIGHTS = Path(__file__).resolve().parent / "weights" / "digits.pt"
+ROOT = Path(__file__).resolve().parent  # what the defaults of --weights and --source are relative to
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PredictArguments:
     """Flags of predict.py."""
 
     weights: str = flag(
-        str(DEFAULT_WEIGHTS.relative_to(DEFAULT_WEIGHTS.parents[1])),
+        "weights/digits.pt",
         "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt)",
     )
     model: str = flag("", "architecture, for a plain state dict that does not tell")
@@ -51,9 +51,10 @@ def main() -> None:
     for name in ("topk", "batch_size"):
         if getattr(a, name) < 1:
             raise UserError(f"{name.replace('_', '-')} is {getattr(a, name)}; it must be at least 1")
-    source = open_source(a.source, a.vid_stride)
-    weights = a.weights if "weights" in given else str(DEFAULT_WEIGHTS)
-    backend = open_backend(weights, select_device(a.device), a.half, a.model or None, a.imgsz)
+    source = open_source(a.source if "source" in given else str(ROOT / a.source), a.vid_stride)
+    backend = open_backend(
+        a.weights if "weights" in given else str(ROOT / a.weights), select_device(a.device), a.half, a.model or None, a.imgsz
+    )
     for note in backend.notes:
         print(f"note   {note}")
     warm_up(backend, min(a.batch_size, source.files) or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.backends import open_backend
 from models.validation import Measurement, load_for, measure
@@ -39,11 +40,12 @@ class ValArguments:
 
 
 def main() -> None:
-    a, _ = parse(ValArguments, "Measure a classifier.")
+    a, given = parse(ValArguments, "Measure a classifier.")
     if a.batch_size < 1:
         raise UserError(f"batch-size is {a.batch_size}; it must be at least 1")
     device = select_device(a.device)
-    backend = open_backend(a.weights, device, a.half, a.model or None, a.imgsz)
+    weights = a.weights if "weights" in given else str(Path(__file__).resolve().parent / a.weights)
+    backend = open_backend(weights, device, a.half, a.model or None, a.imgsz)
     data = load_for(backend, a.data, a.split, a.val_fraction, a.seed, a.download)
     result = measure(backend, data, a.split, a.batch_size, a.workers, device)
     directory = RunDirectory.create(a.project, a.name, a.exist_ok)

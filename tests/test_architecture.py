@@ -176,24 +176,9 @@ def test_importing_any_module_changes_nothing_and_prints_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [["models.backends", "models.prediction", "models.writers", "utils.sources"], ["predict"], ["val"], ["train"]]
+    "entry", [["models.backends", "models.prediction", "models.writers", "utils.sources"], ["predict", "val"], ["train"]]
 )
 def test_a_script_starts_without_the_libraries_that_it_may_not_need(entry, tmp_path):
     report = f"import sys; print(sorted(set({HEAVY}) & {{name.split('.')[0] for name in sys.modules}}))"
     done = python(tmp_path, "-c", f"import {', '.join(entry)}; {report}")
     assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
-FRESH_IMPORTS = """
-import importlib, sys
-for name in sys.argv[1:]:
-    for loaded in [module for module in sys.modules if module in sys.argv]:
-        del sys.modules[loaded]
-    importlib.import_module(name)
-"""
-
-
-def test_every_module_can_be_imported_first(tmp_path):
-    """A module that works only after another one hides an import cycle."""
-    done = python(tmp_path, "-c", FRESH_IMPORTS, *MODULES)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from utils.arguments import flag, from_record, make_parser, markdown_table, parse, spellings_of, to_record
+from utils.arguments import flag, flag_table, from_record, make_parser, parse, spellings_of, to_record
 from utils.errors import UserError, nearest, run_script, unknown
 
 
@@ -119,13 +119,22 @@ def test_record_and_back():
         from_record(Arguments, {"epoch": 4})
 
 
-def test_table_for_the_readme():
-    lines = markdown_table(Arguments).splitlines()
-    assert len(lines) == 2 + 9
-    assert "| `--epochs` | 10 | number of epochs |" in lines
-    assert "| `--imgsz`, `--img`, `--img-size` | - | side of the input |" in lines
-    assert "| `--amp` / `--no-amp` | on | mixed precision |" in lines
-    assert "| `--exist-ok` | off | write into the folder |" in lines
+@dataclass(frozen=True)
+class Others:
+    """Flags of a second script, one of them shared."""
+
+    epochs: int = flag(2, "never shown, since the first script's words are")
+    half: bool = flag(False, "half precision")
+
+
+def test_table_of_flags_has_a_row_a_flag_and_a_column_a_script():
+    lines = flag_table({"a.py": Arguments, "b.py": Others}).splitlines()
+    assert lines[:2] == ["| flag | a.py | b.py | meaning |", "| --- | --- | --- | --- |"]
+    assert len(lines) == 2 + 9 + 1
+    assert "| `--epochs` | 10 | 2 | number of epochs |" in lines
+    assert "| `--imgsz`, `--img`, `--img-size` | - |  | side of the input |" in lines
+    assert "| `--amp` / `--no-amp` | on |  | mixed precision |" in lines
+    assert "| `--half` |  | off | half precision |" in lines
 
 
 def test_nearest_choice_and_unknown_name():

@@ -150,7 +150,7 @@ class Camera:
         return self
 
     def isOpened(self):  # noqa: N802
-        return True
+        return self.origin != "rtsp://gone"
 
     def get(self, _):
         return 0.0
@@ -209,8 +209,16 @@ def test_stride_below_one_is_refused(tree, stride):
 
 def test_video_that_can_not_be_opened_is_named(tmp_path):
     (tmp_path / "v.avi").write_bytes(b"no video")
-    with pytest.raises(UserError, match=r"can't open .*v.avi"):
-        list(open_source(str(tmp_path / "v.avi")).items())
+    [item] = open_source(str(tmp_path / "v.avi")).items()
+    assert item.path == str(tmp_path / "v.avi")
+    with pytest.raises(UnreadableImage, match="no video that OpenCV can read"):
+        item.read(3, 0)
+
+
+def test_stream_that_can_not_be_opened_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(sources, "cv2", SimpleNamespace(**{**vars(cv2), "VideoCapture": Camera([])}))
+    with pytest.raises(UserError, match="can't open rtsp://gone: no such camera or stream"):
+        open_source("rtsp://gone")
 
 
 def test_broken_video_in_a_folder_does_not_hide_the_other_files(tmp_path):

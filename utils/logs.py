@@ -120,10 +120,11 @@ class Progress(Hook):
     def on_epoch_begin(self, run: Run) -> None:
         if distributed.is_main() and self.shows_bar:
             label = f"{run.epoch + 1:>4}/{run.epochs}"
-            self.bar = tqdm(total=run.steps_per_epoch, initial=run.step, desc=label, unit="batch", leave=False, dynamic_ncols=True)
+            self.bar = tqdm(total=run.steps_per_epoch, initial=run.step, desc=label, unit="img", leave=False, dynamic_ncols=True)
 
     def on_minibatch_end(self, run: Run) -> None:
         if self.bar is not None:
+            self.bar.unit_scale = len(run.inputs) * distributed.world_size()  # batches are counted, images are shown
             self.bar.update()
             self.bar.set_postfix_str(f"loss {float(run.loss_parts['classification']):.3f}", refresh=False)
 
