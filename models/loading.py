@@ -202,8 +202,9 @@ def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
     module = next((value for value in candidates if inert.is_module(value)), None)
     if module is None:
         raise refusal
-    state = {name: value.float() if value.is_floating_point() else value for name, value in inert.module_tensors(module).items()}
     try:
+        tensors = inert.module_tensors(module)
+        state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         name = identify(state, path)
     except UserError:
         raise refusal from None

@@ -80,7 +80,7 @@ def load_catalogued(name: str, root: Path, download: bool) -> ImageData:
         if dataset is None:
             raise UserError(f"data '{name}' is not in {root}; add --download to fetch it")
         splits[split] = Split.of(_images(dataset, f"{name}/{split}"), _labels(dataset))
-        class_names = _class_names(dataset, int(splits[split].labels.max()) + 1)
+    class_names = _class_names(dataset, max(int(split.labels.max()) for split in splits.values()) + 1)
     return ImageData(name, class_names, splits, entry.imgsz, entry.channels, fliplr=entry.fliplr)
 
 

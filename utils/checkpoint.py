@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +76,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         with atomic_write(path) as temporary:
             torch.save({"format": FORMAT, "version": VERSION, **content}, temporary)
     except RuntimeError as error:  # torch's zip writer reports a failed write as a RuntimeError
-        if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
+        if not any(words in str(error) for words in ("PytorchStreamWriter", "unexpected pos", "iostream error")):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
@@ -97,14 +97,16 @@ def read_tensor_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path) or "Unsupported" in str(error):
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        if is_zip or "GLOBAL" in str(error):  # "unsupported GLOBAL", "Unsupported global: GLOBAL"; not "Unsupported operand"
             raise NeedsCode(f"{path} needs code to load, which could do anything, so it is refused; save a plain state dict") from None
         raise UserError(f"{path} is not a weights file, or is damaged") from None
     except OSError as error:
         if error.errno != errno.EINVAL:  # a seek to where a half-written file does not reach
             raise
         raise UserError(f"{path} is not a weights file, or is damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError):
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError, struct.error):
         # What torch's reader raises for a half-written zip or for bytes that are no pickle at all.
         raise UserError(f"{path} is not a weights file, or is damaged") from None
 

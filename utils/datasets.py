@@ -30,7 +30,7 @@ def load_data(data: str, *, download: bool = False) -> ImageData:
         found = _from_yaml(path)
     elif path.is_dir():
         found = _from_folder(path, str(path))
-    elif data == "digits":
+    elif data.lower() == "digits":
         found = _digits()
     elif path.exists():
         raise UserError(f"data '{data}' is a file; valid: a folder of class folders, a YAML, or a built-in name")
@@ -114,6 +114,8 @@ def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
                 f"{folders[split]} has the class '{strangers[0]}', which the training images do not have."
                 f"{nearest(strangers[0], folder_names)} Classes are matched by folder name"
             )
+        if not any(classes.values()):
+            raise UserError(f"{folders[split]} holds no class folders with images; fill it, or remove it")
         pairs = [(path, index[c]) for c, files in sorted(classes.items()) for path in files]
         splits[split] = Split.of(FileImages([path for path, _ in pairs]), [label for _, label in pairs])
     return ImageData(name, tuple(folder_names), splits)
@@ -121,7 +123,7 @@ def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
     classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return {child.name: sorted(path for path in child.rglob("*") if is_image_file(path)) for child in classes}
+    return {child.name: sorted(path for path in child.rglob("*") if is_image_file(path, child)) for child in classes}
 
 
 YAML_KEYS = ("path", "train", "val", "test", "names", "imgsz", "channels", "augment", "fliplr")
@@ -154,7 +156,7 @@ def _from_yaml(path: Path) -> ImageData:
     options = {key: content[key] for key in ("imgsz", "channels", "augment", "fliplr") if key in content}
     kinds = {"imgsz": int, "channels": int, "augment": str, "fliplr": (int, float)}
     for key, value in options.items():
-        if not isinstance(value, kinds[key]):  # type: ignore[arg-type]
+        if not isinstance(value, kinds[key]) or isinstance(value, bool):  # type: ignore[arg-type]
             raise UserError(f"{path}: '{key}' is {value!r}, which is no {'text' if key == 'augment' else 'number'}")
     return _apply_names(replace(found, **options), content.get("names"), path)
 
@@ -166,9 +168,19 @@ def _apply_names(data: ImageData, names: Any, path: Path) -> ImageData:
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
         names = [names[key] for key in sorted(names)]
     if isinstance(names, list):
-        return data.for_classes([str(name) for name in names])
+        ordered = _distinct([str(name) for name in names], path)
+        if missing := [c for c in data.class_names if c not in ordered]:
+            raise UserError(f"{path}: 'names' lacks the class folder '{missing[0]}'.{nearest(missing[0], ordered)}")
+        return data.for_classes(ordered)
     if isinstance(names, dict):
         if missing := [c for c in data.class_names if c not in names]:
             raise UserError(f"{path}: 'names' does not say what '{missing[0]}' is called")
-        return replace(data, class_names=tuple(str(names[c]) for c in data.class_names))
+        return replace(data, class_names=tuple(_distinct([str(names[c]) for c in data.class_names], path)))
     raise UserError(f"{path}: 'names' must be a list of class names or a mapping from folder to name")
+
+
+def _distinct(names: list[str], path: Path) -> list[str]:
+    """Return names that all differ: classes are matched by name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: 'names' has '{twice[0]}' twice; every class needs a name of its own")
+    return names

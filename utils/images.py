@@ -33,35 +33,48 @@ class UnreadableImage(Exception):
     """The file is absent, truncated or no image; the message says which."""
 
 
-def is_image_file(path: Path) -> bool:
-    """Whether a path's suffix is that of an image and its name not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def is_hidden(path: Path, root: Path | None = None) -> bool:
+    """Whether a path's name begins with a dot, or that of a folder between it and ``root``."""
+    parts = path.relative_to(root).parts if root else (path.name,)
+    return any(part.startswith(".") for part in parts)
+
+
+def is_image_file(path: Path, root: Path | None = None) -> bool:
+    """Whether a path's suffix is that of an image and neither it nor a folder below ``root`` is hidden."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, root)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (height, width) from a JPEG's frame header, or None if there is none."""
-    position = 2
+    return _jpeg_header(data)[0]
+
+
+def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Return (height, width) and where the first scan begins, -1 if it does not; thumbnails lie inside other segments."""
+    position, size = 2, None
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
+        if marker == 0xDA:
+            return size, position
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return height, width
+            size = struct.unpack_from(">HH", data, position + 5)
         position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return None
+    return size, -1
 
 
 def defect(data: bytes) -> str | None:
     """Say what is wrong with an image file's structure, at the cost of a look at its markers; None if nothing is.
 
     A truncated JPEG decodes to a half-grey image without any error, so its end marker is looked for: inside the
-    compressed data neither SOS nor EOI can occur, thus the last EOI must follow the last SOS.
+    compressed data EOI can't occur, thus there must be one after the first SOS. What follows it does not matter.
     """
     if not data:
         return "empty file"
     if data.startswith(b"\xff\xd8"):
-        if jpeg_size(data) is None:
+        size, scan = _jpeg_header(data)
+        if size is None:
             return "JPEG without a frame header"
-        return None if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") > 0 else "truncated JPEG"
+        return None if scan > 0 and data.find(b"\xff\xd9", scan) > 0 else "truncated JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None if data.rfind(b"IEND") > 0 else "truncated PNG"
     return None if data.startswith(_OTHER_SIGNATURES) else "not an image"

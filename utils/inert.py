@@ -18,6 +18,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+MAX_DEPTH = 100  # modules within modules
 MAX_BYTES = 8 << 30  # larger than any classifier; a zip that unpacks to more is refused
 
 _STORAGE_DTYPES = {
@@ -76,6 +77,8 @@ _ALLOWED = {
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,  # as pickle protocol 2, which torch writes, spells it
 }
 
 
@@ -121,7 +124,13 @@ def read_inert(path: Path) -> Any:
 
 
 def module_tensors(module: Stub, prefix: str = "") -> dict[str, Tensor]:
-    """Collect a pickled module's parameters and buffers under their state-dict names."""
+    """Collect a pickled module's parameters and buffers under their state-dict names.
+
+    Raises:
+        UserError: the module contains itself.
+    """
+    if prefix.count(".") > MAX_DEPTH:
+        raise UserError("the pickled network is nested too deeply, or contains itself")
     tensors: dict[str, Tensor] = {}
     skipped = module.state.get("_non_persistent_buffers_set")
     for group in ("_parameters", "_buffers"):

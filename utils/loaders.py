@@ -88,6 +88,9 @@ class SplitDataset(Dataset[Batch]):
                     continue
                 images[i], labels[i] = self.transform(image, seed), self.split.labels[candidate]
                 break
+            else:
+                if self.substitute:
+                    raise UserError("no training image can be read any more")
         positions = torch.tensor([draw.position for draw in draws])
         seconds = time.perf_counter() - start
         return Batch(torch.from_numpy(images), torch.from_numpy(labels), positions, unreadable, seconds)

@@ -88,12 +88,13 @@ def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:  # one by one: frozen norms may be in eval mode in a network that trains
+            module.training = training
 
 
 def _count_nothing(*_: object) -> None:

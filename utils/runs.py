@@ -43,6 +43,8 @@ class RunDirectory:
                     except FileExistsError:
                         if exist_ok and path.is_dir():
                             break
+                        if exist_ok:
+                            raise UserError(f"{path} is a file, so --name {name} can't be a folder") from None
                     path, number = base.with_name(f"{name}{number}"), number + 1
             except (FileExistsError, NotADirectoryError):
                 raise UserError(f"--project {project} can't be a folder: a file is in the way") from None

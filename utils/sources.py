@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 
 from utils.errors import UserError
-from utils.images import Image, UnreadableImage, as_bytes, as_channels, is_image_file, read_image
+from utils.images import IMAGE_SUFFIXES, Image, UnreadableImage, as_bytes, as_channels, is_hidden, read_image
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".gif"})
 STREAM_PREFIXES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
@@ -67,7 +67,7 @@ def open_source(source: str, stride: int = 1) -> Source:
     """
     if stride < 1:
         raise UserError(f"vid-stride is {stride}; it must be at least 1")
-    if source.isdigit():
+    if source.isdecimal():
         webcam = _open(int(source), f"webcam {source}")
         return Source(lambda: _frames(webcam, f"webcam {source}", Path(f"webcam{source}.mp4"), stride))
     if source.lower().startswith(STREAM_PREFIXES):
@@ -82,11 +82,14 @@ def _list_files(source: str) -> tuple[list[Path], Path]:
     path = Path(source)
     if path.is_dir():
         found, root = sorted(p for p in path.rglob("*") if p.is_file()), path
-        found = [p for p in found if _is_readable(p)]
+        found = [p for p in found if _is_readable(p, root)]
         if not found:
             raise UserError(f"no images or videos in {source}")
     elif path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError:
+            raise UserError(f"{source} is no list of paths in UTF-8") from None
         found = [Path(line) if os.path.isabs(line) or os.path.exists(line) else path.parent / line for line in lines if line]
         root = _common_folder(found)
         if not found:
@@ -105,8 +108,8 @@ def _list_files(source: str) -> tuple[list[Path], Path]:
     return found, root
 
 
-def _is_readable(path: Path) -> bool:
-    return is_image_file(path) or (path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."))
+def _is_readable(path: Path, root: Path | None = None) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not is_hidden(path, root)
 
 
 def _common_folder(paths: list[Path]) -> Path:

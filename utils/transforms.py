@@ -148,8 +148,8 @@ def jitter_colours(image: Image, strength: float, draw: random.Random) -> Image:
     image = np.ascontiguousarray(image)
     means = np.array(cv2.mean(image)[: image.shape[2]], dtype=np.float32) * brightness
     if image.shape[2] == 1:
-        scaled = cv2.convertScaleAbs(image, alpha=brightness * contrast, beta=float(means[0]) * (1 - contrast))
-        return as_bytes(scaled.reshape(image.shape))
+        affine = np.array([[brightness * contrast, means[0] * (1 - contrast)]], np.float32)
+        return as_bytes(cv2.transform(image, affine).reshape(image.shape))
     colours = saturation * np.eye(3, dtype=np.float32) + (1 - saturation) * LUMA  # each row mixes in the luma
     offset = (1 - contrast) * float(LUMA @ means)
     matrix = np.concatenate([brightness * contrast * colours, np.full((3, 1), offset, np.float32)], axis=1)
