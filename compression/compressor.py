@@ -35,8 +35,8 @@ from utils.logs import EarlyStopping, History, Progress
 from utils.metrics import Evaluation
 from utils.norms import FrozenNorms, NormWarmup
 from utils.optim import LearningRate, make_optimizer
-from utils.precision import Precision
-from utils.profile import Profile, profile
+from utils.precision import Precision, zero_idle_gradients_
+from utils.profile import Profile, example_input, profile
 from utils.reports import FirstBatch, report_training
 from utils.runs import RunDirectory, write_yaml
 from utils.transforms import Mixing, TrainTransform
@@ -73,6 +73,8 @@ class ClassifierCompressor:
         self.precision = Precision.choose(self.device, arguments.amp)
         self.profile: Profile = profile(prepared.model, self.spec)
         self.model: nn.Module = prepared.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.precision.dtype == torch.bfloat16:
+            zero_idle_gradients_(self.model, example_input(self.model, self.spec))
         self.history = History(None, self._keep_best)
         self.best_state: dict[str, Any] | None = None
         self._make_loaders(prepared)

@@ -112,4 +112,7 @@ def pretrained_preprocessing(name: str) -> dict[str, Any]:
         return {"mean": tuple(config.mean), "std": tuple(config.std), "imgsz": config.input_size[-1], "crop_fraction": config.crop_pct}
     transform = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
     crop, resize = transform.crop_size[0], transform.resize_size[0]
-    return {"mean": tuple(transform.mean), "std": tuple(transform.std), "imgsz": crop, "crop_fraction": crop / resize}
+    mean, std = tuple(transform.mean), tuple(transform.std)
+    if "transform_input" in inspect.getsource(torchvision.models.get_model_builder(name)):
+        mean = std = (0.5, 0.5, 0.5)  # their pretrained form turns ImageNet's normalisation into this one inside forward
+    return {"mean": mean, "std": std, "imgsz": crop, "crop_fraction": crop / resize}

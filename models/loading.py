@@ -45,6 +45,7 @@ class WeightsFile:
     state: dict[str, Tensor]
     spec: ModelSpec | None = None
     checkpoint: dict[str, Any] = field(default_factory=dict)
+    named: bool = True
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -78,7 +79,7 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     if file.spec is not None:
         model = build(file.spec)
         notes = load_state_(model, file.state)
-        return Loaded(model, file.spec, notes, file.checkpoint, named=True)
+        return Loaded(model, file.spec, notes, file.checkpoint, file.named)
     name, definition = resolve_model(model_name) if model_name else (identify(file.state, file.path), None)
     spec = ModelSpec(name, _num_outputs(file.state, file.path), _default_size(name), _num_inputs(file.state), definition=definition)
     model = build(spec)
@@ -196,25 +197,21 @@ def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
     """Take the tensors and class names out of an official YOLOv5 classifier, none of whose code is run."""
     try:
         content = inert.read_inert(path)
-    except UserError:
+        candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
+        return _from_module(next(value for value in candidates if inert.is_module(value)), path)
+    except Exception:  # what a hostile file holds can be of any shape
         raise refusal from None
-    candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
-    module = next((value for value in candidates if inert.is_module(value)), None)
-    if module is None:
-        raise refusal
-    try:
-        tensors = inert.module_tensors(module)
-        state = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-        name = identify(state, path)
-    except UserError:
-        raise refusal from None
+
+
+def _from_module(module: Any, path: Path) -> WeightsFile:
+    state = {name: value.float() if value.is_floating_point() else value for name, value in inert.module_tensors(module).items()}
+    name, num_classes, channels = identify(state, path), _num_outputs(state, path), _num_inputs(state)
     names = module.state.get("names")
-    names = [names[i] for i in sorted(names)] if isinstance(names, dict) else names
-    num_classes, channels = _num_outputs(state, path), _num_inputs(state)
-    usable = isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)
-    spec = ModelSpec(name, num_classes, channels=channels, class_names=tuple(names) if usable else ())
+    names = [names.get(i) for i in range(num_classes)] if isinstance(names, dict) else names
+    named = isinstance(names, list) and len(names) == num_classes and all(isinstance(n, str) for n in names)
+    spec = ModelSpec(name, num_classes, channels=channels, class_names=tuple(names) if named else ())
     with torch.device("meta"):
-        built = {key: module.eps for key, module in build(spec).named_modules() if isinstance(module, nn.BatchNorm2d)}
+        built = {key: layer.eps for key, layer in build(spec).named_modules() if isinstance(layer, nn.BatchNorm2d)}
     stored = inert.module_values(module, "eps")
     differing = {key: float(stored[key]) for key, eps in built.items() if key in stored and stored[key] != eps}
-    return WeightsFile(path, state, spec.with_(norm_eps=differing))
+    return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +27,21 @@ class Line:
 
     @property
     def c_out(self) -> int:
-        return self.scale(self.args[0])
+        width = self.scale(self.args[0])
+        if width < 1:
+            raise ValueError(f"it has {width} channels")
+        return width
 
 
 def _conv(line: Line) -> tuple[nn.Module, int]:
+    if any(size < 1 for size in line.args[1:3]):
+        raise ValueError("kernel and stride must be at least 1")
     return Conv(line.c_in[0], line.c_out, *line.args[1:]), line.c_out
 
 
 def _depthwise(line: Line) -> tuple[nn.Module, int]:
     kernel, stride = (*line.args[1:], 1, 1)[:2]
-    return Conv(line.c_in[0], line.c_out, kernel, stride, g=line.c_in[0]), line.c_out
+    return Conv(line.c_in[0], line.c_out, kernel, stride, g=math.gcd(line.c_in[0], line.c_out)), line.c_out
 
 
 def _bottleneck(line: Line) -> tuple[nn.Module, int]:
@@ -91,6 +97,13 @@ class YoloClassifier(nn.Module):
         return x
 
 
+def _multiple(definition: dict[str, Any], name: str) -> float:
+    value = definition.get(name, 1)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name} of the model definition is {value!r}; it must be a number above 0")
+    return float(value)
+
+
 def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) -> YoloClassifier:
     """Build a classifier from a parsed YAML definition.
 
@@ -105,19 +118,23 @@ def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) 
     layers: list[nn.Module] = []
     sources: list[list[int]] = []
     widths = {-1: channels}
-    rows = definition.get("layers") or [*definition.get("backbone", []), *definition.get("head", [])]
-    if not rows:
+    rows = definition.get("layers") or [*(definition.get("backbone") or []), *(definition.get("head") or [])]
+    if not isinstance(rows, list) or not rows:
         raise UserError("the model definition has no layers; it needs a list 'layers' of [from, repeats, layer, arguments]")
-    depth, width = float(definition.get("depth_multiple", 1)), float(definition.get("width_multiple", 1))
+    depth, width = _multiple(definition, "depth_multiple"), _multiple(definition, "width_multiple")
     for i, row in enumerate(rows):
-        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and isinstance(row[1], int)):
+        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and isinstance(row[1], int) and row[1] > 0):
             raise UserError(f"layer {i} of the model definition is {row!r}; it must be [from, repeats, layer, arguments]")
         origin, repeats, kind, args = row
-        if kind not in LAYERS:
+        if not isinstance(kind, str) or kind not in LAYERS:
             raise unknown(f"layer in line {i} of the model definition:", str(kind), LAYERS)
+        if not all(isinstance(j, int) for j in (origin if isinstance(origin, list) else [origin])):
+            raise UserError(f"layer {i} ({kind}) of the model definition reads {origin!r}; it must be a layer's index or a list of them")
         source = [i + j if j < 0 else j for j in (origin if isinstance(origin, list) else [origin])]
         if bad := [j for j in source if j not in widths]:
             raise UserError(f"layer {i} ({kind}) of the model definition reads layer {bad[0]}, which does not come before it")
+        if not source or (len(source) > 1 and kind != "Concat"):
+            raise UserError(f"layer {i} ({kind}) of the model definition reads {len(source)} layers; it takes one, Concat one or more")
         args = [num_classes if a in NUM_CLASSES_WORDS else a for a in args]
         repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
         c_in = [widths[j] for j in source]
@@ -127,7 +144,7 @@ def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) 
                 layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width)))
                 chain.append(layer)
                 c_in = [c_out]
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"layer {i} ({kind}) of the model definition does not take the arguments {row[3]}: {error}") from None
         layers.append(chain[0] if len(chain) == 1 else nn.Sequential(*chain))
         sources.append(source)

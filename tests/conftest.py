@@ -22,8 +22,9 @@ CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)} 
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """The images are small: a second thread would mostly wait for the first."""
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

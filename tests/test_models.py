@@ -245,7 +245,6 @@ BAD_DEFINITIONS = {
     "a width of 0": ({"layers": [[-1, 1, "Conv", [0]], HEAD]}, r"layer 0 \(Conv\) .*arguments \[0\]"),
     "a stride of 0": ({"layers": [[-1, 1, "Conv", [8, 3, 0]], HEAD]}, r"layer 0 \(Conv\)"),
     "too many arguments": ({"layers": [STEM, [-1, 1, "Classify", ["nc", 1280, 1]]]}, r"layer 1 \(Classify\)"),
-    "indivisible depthwise": ({"layers": [[-1, 1, "Conv", [16]], [-1, 1, "DWConv", [24, 3]], HEAD]}, r"layer 1 \(DWConv\)"),
     "no classifier at the end": ({"layers": [STEM]}, "last layer .*Conv; a classifier ends in Classify"),
     "depth is a text": ({"depth_multiple": "deep", "layers": [STEM, HEAD]}, "depth_multiple"),
     "width is null": ({"width_multiple": None, "layers": [STEM, HEAD]}, "width_multiple"),

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,7 +96,9 @@ def read_tensor_file(path: Path) -> Any:
     if not path.exists():
         raise UserError(f"no weights file {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch remarks on the pickle's protocol; what it then raises says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"

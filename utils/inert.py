@@ -7,6 +7,7 @@ parameters, buffers and plain values, which are all that is needed.
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -38,8 +39,15 @@ _STORAGE_DTYPES = {
 class Stub:
     """Stands for any object of a pickled class: keeps the state that the pickle gives it, and does nothing."""
 
+    state: dict[Any, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:  # not __init__: a pickle may make an object without calling it
+        stub = super().__new__(cls)
+        stub.state = {}
+        return stub
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: dict[Any, Any] = {}
+        """Take the arguments of any class."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -86,7 +94,7 @@ class _InertUnpickler(pickle.Unpickler):
     """Builds plain values and tensors; every other global becomes a stub."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f"{root}data.pkl"))
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # an open entry would keep the archive's file open
         self.archive, self.root = archive, root
         self.storages: dict[str, Tensor] = {}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 
 def cpu_has_bf16() -> bool:
@@ -48,3 +49,56 @@ class Precision:
 
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+
+def zero_idle_gradients_(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Make the gradients of kernel positions that only ever meet padding zero, which they are.
+
+    oneDNN leaves them uninitialised when it computes a bfloat16 convolution's weight gradient on very small maps (seen
+    with torch 2.14: kernel 3, stride 2, padding 1 on a map of 1 px; kernel 5 on 1 px): the loss becomes NaN after a few
+    steps, or worse, does not. All other positions are right.
+
+    Args:
+        model: a network whose 2-D convolutions get a hook on their weights where they need one.
+        inputs: one batch of the size that the network will train on.
+
+    Returns:
+        The names of those convolutions.
+    """
+    used: dict[nn.Conv2d, Tensor] = {}
+
+    def record(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        rows, columns = (_used_positions(module, arguments[0].shape[2 + axis], axis) for axis in (0, 1))
+        now = rows[:, None] & columns[None, :]
+        used[module] = used[module] | now if module in used else now
+
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_pre_hook(record) for module in convolutions]
+    training = [(module, module.training) for module in model.modules()]
+    with torch.no_grad():
+        model.eval()(inputs)
+    for handle in handles:
+        handle.remove()
+    for module, mode in training:
+        module.training = mode
+    names = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module in used and not used[module].all() and module.weight.requires_grad:
+            idle = ~used[module].to(module.weight.device)
+            module.weight.register_hook(lambda gradient, idle=idle: gradient.masked_fill(idle, 0.0))
+            names.append(name)
+    return names
+
+
+def _used_positions(convolution: nn.Conv2d, size: int, axis: int) -> Tensor:
+    """Return, for each kernel position along an axis, whether it meets a pixel of a map of ``size`` anywhere."""
+    kernel, stride, dilation = convolution.kernel_size[axis], convolution.stride[axis], convolution.dilation[axis]
+    if isinstance(convolution.padding, str):
+        before = dilation * (kernel - 1) // 2 if convolution.padding == "same" else 0
+        after = dilation * (kernel - 1) - before if convolution.padding == "same" else 0
+    else:
+        before = after = convolution.padding[axis]
+    outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    pixels = torch.arange(kernel)[:, None] * dilation + torch.arange(outputs)[None, :] * stride - before
+    return ((pixels >= 0) & (pixels < size)).any(1)
