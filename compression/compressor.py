@@ -38,8 +38,9 @@ from utils.optim import LearningRate, make_optimizer
 from utils.precision import Precision, zero_idle_gradients_
 from utils.profile import Profile, example_input, profile
 from utils.reports import FirstBatch, report_training
-from utils.runs import RunDirectory, write_yaml
+from utils.runs import RunDirectory
 from utils.transforms import Mixing, TrainTransform
+from utils.yaml_files import write_yaml
 
 
 class ClassifierCompressor:

@@ -17,29 +17,11 @@ from models.vgg import CifarVGG
 from models.yolo import build_yolo
 from utils.errors import UserError, unknown
 from utils.spec import ModelSpec
+from utils.yaml_files import read_yaml
 
 Builder = Callable[[int, int], nn.Module]  # (num_classes, channels) -> network
 
 YOLO_SIZES = ("n", "s", "m", "l", "x")
-
-
-def read_definition(path: Path) -> dict[str, Any]:
-    """Read a network's YAML file.
-
-    Raises:
-        UserError: the file is absent or no YAML mapping.
-    """
-    import yaml  # only networks that are described by a file need it
-
-    try:
-        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no model file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(definition, dict):
-        raise UserError(f"{path} must hold a mapping with 'layers', not {type(definition).__name__}")
-    return definition
 
 
 def load_definition_of(name: str) -> dict[str, Any]:
@@ -51,7 +33,7 @@ def load_definition_of(name: str) -> dict[str, Any]:
     path = Path(__file__).with_name(f"{name}.yaml")
     if not path.exists():
         raise UserError(f"'{name}' is not described by a YAML file; those that are: {', '.join(f'yolov5{s}-cls' for s in YOLO_SIZES)}")
-    return read_definition(path)
+    return read_yaml(path, "model")
 
 
 def _yolo(size: str, num_classes: int, channels: int) -> nn.Module:
@@ -84,7 +66,7 @@ def resolve_model(name: str) -> tuple[str, dict[str, Any] | None]:
         path = Path(name)
         if not path.exists() and path.stem in ARCHITECTURES:
             return path.stem, None
-        return path.stem, read_definition(path)
+        return path.stem, read_yaml(path, "model")
     name = ALIASES.get(name, name)
     if name in ARCHITECTURES:
         return name, None

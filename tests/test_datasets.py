@@ -102,7 +102,8 @@ def test_yaml_names_by_folder_rename_the_classes(tmp_path):
     ("text", "words"),
     [
         ("{", ["set.yaml is not valid YAML"]),
-        ("- a", ["set.yaml must hold a mapping", "names"]),
+        ("- a", ["set.yaml must hold a mapping, not list"]),
+        ("names: [a]\nnames: [b]", ["set.yaml: the key 'names' stands twice"]),
         ("trian: a", ["'trian'", "Did you mean 'train'", "val"]),
         ("train: absent", ["'train' is", "absent"]),
         ("path: absent", ["'path' is", "absent"]),

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from models import ARCHITECTURES, build, cut_off, load_definition_of, read_definition, resolve_model, set_dropout_
+from models import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model, set_dropout_
 from models.layers import C3, SPPF, Concat, Conv
 from models.resnet import PadShortcut
 from models.yolo import build_yolo
 from utils.errors import UserError
 from utils.profile import count_macs
 from utils.spec import ModelSpec
+from utils.yaml_files import read_yaml
 
 CIFAR, IMAGENET = (20, 32, 44, 56, 110), (18, 34, 50, 101, 152)
 HEAD = [-1, 1, "Classify", ["nc"]]
@@ -264,7 +265,7 @@ def test_files_that_hold_no_definition_are_refused(tmp_path):
     for content, message in ((b"layers: [", "not valid YAML"), (b"\xff\xfe\xff", "not valid YAML"), (b"- 1", "must hold a mapping .*list")):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            read_definition(path)
+            read_yaml(path, "model")
     with pytest.raises(UserError, match=r"no model file .*absent.yaml"):
         resolve_model(str(tmp_path / "absent.yaml"))
     with pytest.raises(UserError, match=r"'resnet18' is not described .*yolov5n-cls"):

@@ -7,7 +7,8 @@ import yaml
 
 from utils import distributed, runs
 from utils.errors import UserError
-from utils.runs import RunDirectory, find_restarted, find_run, write_json, write_yaml
+from utils.runs import RunDirectory, find_restarted, find_run, write_json
+from utils.yaml_files import write_yaml
 
 
 def checkpoint(run, name="last.pt", when=None):

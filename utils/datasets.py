@@ -12,6 +12,7 @@ from utils.catalogue import CATALOGUE, load_catalogued
 from utils.errors import UserError, nearest, unknown
 from utils.images import is_image_file
 from utils.splits import ArrayImages, FileImages, ImageData, Split
+from utils.yaml_files import read_yaml
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -131,16 +132,7 @@ YAML_KEYS = ("path", "train", "val", "test", "names", "imgsz", "channels", "augm
 
 def _from_yaml(path: Path) -> ImageData:
     """Read a data set's YAML; see data/README.md for the keys."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no data file {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping with the keys {', '.join(YAML_KEYS)}")
+    content = read_yaml(path, "data")
     for key in content:
         if key not in YAML_KEYS:
             raise unknown(f"key in {path}:", str(key), YAML_KEYS)

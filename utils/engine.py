@@ -216,7 +216,8 @@ def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
     run.images_seen += len(labels)
     if run.ends_group:
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.clip_norm)
+        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, run.clip_norm)
         for hook in hooks:
             hook.before_parameter_optimization(run)
         run.scaler.step(run.optimizer)

@@ -107,10 +107,3 @@ def find_restarted(project: str, name: str) -> RunDirectory | None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_yaml(path: Path, content: dict[str, Any]) -> None:
-    """Write a YAML file atomically, in the order given."""
-    import yaml
-
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
