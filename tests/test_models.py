@@ -262,7 +262,11 @@ def test_a_definition_that_is_wrong_is_refused_with_the_place(case):
 
 def test_files_that_hold_no_definition_are_refused(tmp_path):
     path = tmp_path / "net.yaml"
-    for content, message in ((b"layers: [", "not valid YAML"), (b"\xff\xfe\xff", "not valid YAML"), (b"- 1", "must hold a mapping .*list")):
+    for content, message in (
+        (b"layers: [", "not valid YAML"),
+        (b"\xff\xfe\xff", "not valid YAML"),
+        (b"- 1", "must hold a mapping, not list"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_yaml(path, "model")

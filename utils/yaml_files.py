@@ -8,6 +8,8 @@ from typing import Any
 from utils.checkpoint import write_text
 from utils.errors import UserError
 
+MERGE = "tag:yaml.org,2002:merge"  # the key "<<", which is no key of its own
+
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
@@ -25,7 +27,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         """Refuses a key that stands twice in a mapping; YAML's own loader silently takes the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
             if twice := [key for key in keys if isinstance(key, str | int) and keys.count(key) > 1]:
                 raise UserError(f"{path}: the key '{twice[0]}' stands twice (line {node.start_mark.line + 1} and below)")
             return super().construct_mapping(node, deep)
