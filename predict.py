@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 
 from models.backends import open_backend, warm_up
-from models.prediction import Prediction, predict
+from models.prediction import Prediction, predict, share_cores_
 from models.writers import PredictionWriter
 from utils.arguments import flag, parse
 from utils.distributed import select_device
@@ -52,9 +52,9 @@ def main() -> None:
         if getattr(a, name) < 1:
             raise UserError(f"{name.replace('_', '-')} is {getattr(a, name)}; it must be at least 1")
     source = open_source(a.source if "source" in given else str(ROOT / a.source), a.vid_stride)
-    backend = open_backend(
-        a.weights if "weights" in given else str(ROOT / a.weights), select_device(a.device), a.half, a.model or None, a.imgsz
-    )
+    device = select_device(a.device)
+    backend = open_backend(a.weights if "weights" in given else str(ROOT / a.weights), device, a.half, a.model or None, a.imgsz)
+    share_cores_(device, source)
     for note in backend.notes:
         print(f"note   {note}")
     warm_up(backend, min(a.batch_size, source.files) or 1)
