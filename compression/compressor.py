@@ -17,6 +17,7 @@ from compression.preparation import Prepared, freeze_, prepare
 from compression.resuming import inference_state, open_run, restore_, training_state
 from utils import distributed
 from utils.arguments import to_record
+from utils.caching import CachedImages
 from utils.checkpoint import read_tensor_file, save_checkpoint
 from utils.ema import EMA
 from utils.engine import Hook, Run, classifier, evaluate, fit
@@ -39,6 +40,7 @@ from utils.precision import Precision, zero_idle_gradients_
 from utils.profile import Profile, example_input, profile
 from utils.reports import FirstBatch, report_training
 from utils.runs import RunDirectory
+from utils.splits import ArrayImages
 from utils.transforms import Mixing, TrainTransform
 from utils.yaml_files import write_yaml
 
@@ -100,6 +102,9 @@ class ClassifierCompressor:
         train, val = data.split("train"), data.split("val")
         world, rank = distributed.world_size(), distributed.rank()
         workers = choose_workers(arguments.workers, world)
+        in_memory = isinstance(train.images, ArrayImages | CachedImages)
+        if self.device.type == "cpu" and in_memory and not prepared.augmentation.is_heavy:
+            workers = 0  # a batch takes a few percent of a step; workers would take the network's cores for more than that
         self.train_set = SplitDataset(train, self.spec, TrainTransform(prepared.augmentation, self.spec), substitute=True)
         self.val_set = SplitDataset(val, self.spec, lambda image, _: preprocess(image, self.spec), substitute=False)
         self.order = TrainOrder(len(train), arguments.batch_size // world, arguments.seed, rank, world)
