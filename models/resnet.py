@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class PadShortcut(nn.Module):
     """Option A: subsample space, and place the channels between zero channels.
 
-    ``source[j]`` is the input channel that feeds output channel j, or -1 for a zero channel. It is data and not
-    arithmetic on widths, so that input and output channels can be cut independently.
+    ``source[j]`` is the input channel that feeds output channel j, or -1 for the zero channel that stands behind the
+    last. It is data and not arithmetic on widths, so that input and output channels can be cut independently.
     """
 
     source: Tensor
@@ -31,8 +31,7 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]
-        with_zero = F.pad(x, (0, 0, 0, 0, 1, 0))  # channel 0 is zero, channel c stands at c + 1
-        return with_zero.index_select(1, self.source + 1)
+        return F.pad(x, (0, 0, 0, 0, 0, 1))[:, self.source]
 
 
 def conv_shortcut(c_in: int, c_out: int, stride: int) -> nn.Sequential:
@@ -90,8 +89,10 @@ Block = type[BasicBlock] | type[Bottleneck]
 def _stage(block: Block, c_in: int, c_mid: int, depth: int, stride: int, option_a: bool = False) -> nn.Sequential:
     c_out = c_mid * block.expansion
     shortcut: nn.Module | None = None
-    if stride != 1 or c_in != c_out:
-        shortcut = PadShortcut(c_in, c_out, stride) if option_a else conv_shortcut(c_in, c_out, stride)
+    if option_a:  # in the first stage too, where it changes nothing: so the stem can be cut apart from the stage
+        shortcut = PadShortcut(c_in, c_out, stride)
+    elif stride != 1 or c_in != c_out:
+        shortcut = conv_shortcut(c_in, c_out, stride)
     first = block(c_in, c_mid, stride, shortcut)
     return nn.Sequential(first, *(block(c_out, c_mid, 1, None) for _ in range(depth - 1)))
 

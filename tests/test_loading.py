@@ -136,7 +136,7 @@ def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(damag
     state, target = dict(network().state_dict()), network(seed=1)
     before = {name: value.clone() for name, value in target.state_dict().items()}
     change(state)
-    with pytest.raises(UserError, match="do not fit the network: of 118 tensors") as refusal:  # 19 convs, 19 x 5 norms, 2 sources, 2 fc
+    with pytest.raises(UserError, match="do not fit the network: of 119 tensors") as refusal:  # 19 convs, 19 x 5 norms, 3 sources, 2 fc
         load_state_(target, state)
     assert message in str(refusal.value)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())

@@ -1,0 +1,161 @@
+"""What each operation does to channels. An operation without a rule here is a barrier: its channels must stay.
+
+Data movement is done with the nodes themselves. Some sizes may be constants in the network's code or follow from the
+shapes (``chunk(2)``, ``view(b, groups, -1)``, ``x[:, :half]``); each such place is a *site* with several readings,
+tried in order until a shrunk network proves one right:
+
+0. the size follows the shape, in equal parts: the same place of each part is tied;
+1. the other way round (neighbours within a part are tied; for slices: the size is a constant, so what it counts stays);
+2. nothing may change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression.labels import Coordinates, Label, align, strip
+from compression.ledger import Ledger
+
+aten = torch.ops.aten
+Mark = Label | Coordinates
+
+
+@dataclass
+class Call:
+    """One operation as it happened.
+
+    Attributes:
+        arguments: by name, with defaults filled in.
+        module: in which it happened.
+        marks: what is known of the tensors among the arguments, by identity.
+        number: counts operations on marked tensors.
+        computed: counts those that compute new values.
+    """
+
+    op: Any
+    arguments: dict[str, Any]
+    result: Any
+    module: str
+    marks: dict[int, Mark]
+    ledger: Ledger
+    number: int
+    computed: int
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def mark(self, name: str) -> Mark | None:
+        """Return what is known of the tensor in an argument."""
+        return self.marks.get(id(self.arguments[name]))
+
+    def label(self, name: str) -> Label | None:
+        """Return the channel label of the activation in an argument."""
+        mark = self.mark(name)
+        return mark if isinstance(mark, Label) else None
+
+    def owned(self, name: str) -> str | None:
+        """Return the name of the parameter or buffer that an argument is."""
+        mark = self.mark(name)
+        return mark.name if isinstance(mark, Coordinates) and mark.direct else None
+
+    @property
+    def where(self) -> str:
+        """The operation and its module, for reasons."""
+        name = str(self.op.overloadpacket).removeprefix("aten.").strip("_")
+        return f"'{name}' in {self.module or 'the network'}"
+
+
+Outcome = Mark | None | list[Mark | None]
+Rule = Callable[[Call], Outcome]
+
+
+def barrier(call: Call) -> Outcome:
+    """Pin every channel that comes in; the result's channels are pinned too."""
+    reason = f"{call.where} is not understood"
+    for mark in call.marks.values():
+        pin_mark(call, mark, reason)
+    results = call.result if isinstance(call.result, list | tuple) else [call.result]
+    outcome: list[Mark | None] = []
+    for result in results:
+        known = isinstance(result, Tensor) and any(isinstance(mark, Label) for mark in call.marks.values())
+        outcome.append(_pinned(call, result, reason) if known else None)
+    return outcome
+
+
+def pin_mark(call: Call, mark: Mark, reason: str) -> None:
+    """Pin all channels of an activation, or all slots of a parameter."""
+    if isinstance(mark, Label):
+        call.ledger.pin(mark.ids, reason)
+    else:
+        for dim in range(len(mark.places)):
+            call.ledger.pin(call.ledger.nodes(mark.name, dim), reason)
+
+
+def _pinned(call: Call, result: Tensor, reason: str) -> Label:
+    node = call.ledger.fresh(1, reason)
+    return Label(node.reshape((1,) * result.ndim), result.shape)
+
+
+def elementwise(call: Call) -> Outcome:
+    """Tie what meets at equal positions; per-channel parameters follow their channels."""
+    ledger, shape = call.ledger, first_tensor(call.result).shape
+    tensors = [value for value in _flat(call.arguments.values()) if isinstance(value, Tensor)]
+    labels = [mark for value in tensors if isinstance(mark := call.marks.get(id(value)), Label)]
+    parameters = [(value, mark) for value in tensors if isinstance(mark := call.marks.get(id(value)), Coordinates)]
+    constants = [value for value in tensors if id(value) not in call.marks]
+    if not labels:
+        if len(parameters) == 1 and all(value.numel() == 1 for value in constants):
+            mark = parameters[0][1]  # sign changes, scaling and the like keep each element in its place
+            return Coordinates(mark.name, mark.places, False) if mark.places and shape == mark.places[0].shape else None
+        return barrier(call)
+    aligned = [strip(align(label.ids, len(shape))) for label in labels]
+    main = max(aligned, key=lambda ids: sum(size > 1 for size in ids.shape))
+    axes = _varying(main)
+    for ids in aligned:
+        if ids is main:
+            continue
+        if not _varying(ids) <= axes:
+            return barrier(call)
+        if _varying(ids) == axes:
+            ledger.tie(ids, main)
+        else:
+            ledger.pin(ids, f"{call.where} spreads it over other channels")
+    for value, mark in parameters:
+        offset = len(shape) - value.ndim
+        for dim, place in enumerate(mark.places):
+            place = strip(place)
+            moving = {offset + axis for axis, size in enumerate(place.shape) if size > 1}
+            if not moving & axes:
+                continue
+            if len(moving) > 1:
+                return barrier(call)
+            ledger.tie(align(ledger.nodes(mark.name, dim)[place], len(shape)), main)
+    for value in constants:
+        offset = len(shape) - value.ndim
+        if any(offset + axis in axes for axis, size in enumerate(value.shape) if size > 1):
+            ledger.pin(main, f"{call.where} combines it with a tensor of a fixed size")
+    return Label(main, shape)
+
+
+def _varying(ids: Tensor) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(ids.shape) if size > 1)
+
+
+def first_tensor(result: Any) -> Tensor:
+    """Return an operation's result, or the first of several."""
+    found: Tensor = result[0] if isinstance(result, list | tuple) else result
+    return found
+
+
+def _flat(values: Any) -> list[Any]:
+    return [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+ELEMENTWISE: dict[Any, Rule] = dict.fromkeys(  # torch tags all others as point-wise
+    (aten._prelu_kernel, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.copy_, aten.fill_, aten.zero_), elementwise
+)

@@ -1,0 +1,192 @@
+"""Run a network once and carry channel numbers beside every tensor.
+
+The network runs as it is, in eval mode, on one example; a dispatch mode sees every primitive operation, whatever Python
+code called it, and applies its rule to the numbers. Operations that torch tags as point-wise are element-wise; those
+with a rule in a table follow it; every other one is a barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from compression.contractions import CONTRACTIONS
+from compression.labels import Coordinates, Label
+from compression.ledger import Ledger, Mismatch
+from compression.movements import MOVEMENTS
+from compression.reductions import NORMS, REDUCTIONS
+from compression.rules import ELEMENTWISE, Call, Mark, Outcome, Rule, aten, barrier, elementwise
+
+COMPUTE: dict[Any, Rule] = {**CONTRACTIONS, **NORMS, **ELEMENTWISE}
+RULES: dict[Any, Rule] = {**COMPUTE, **REDUCTIONS, **MOVEMENTS}
+# Only the shape of their argument counts.
+SHAPE_ONLY = {
+    aten.zeros_like,
+    aten.ones_like,
+    aten.empty_like,
+    aten.full_like,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_empty,
+    aten.new_full,
+}
+
+
+def computes(func: Any) -> bool:
+    """Whether an operation makes new values (contractions, norms, element-wise ones); ``Contraction.tap`` counts these."""
+    packet = func.overloadpacket
+    return packet in COMPUTE or (packet not in RULES and torch.Tag.pointwise in func.tags)
+
+
+class _Tracer(TorchDispatchMode):
+    """Applies the rules while the network runs."""
+
+    def __init__(self, ledger: Ledger, inputs: Tensor) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.modules: list[str] = []
+        self.alive: list[Any] = []  # a freed tensor's identity could be taken by another
+        self.marks: dict[int, Mark] = {}
+        self.tainted: set[int] = set()
+        self.followed = self.computed = 0
+        self.pending: dict[int, list[int]] = {}  # tensor -> contractions whose map it is so far
+        channels = ledger.fresh(inputs.shape[1], "the network's input")
+        self.marks[id(inputs)] = Label(channels.view(1, -1, *[1] * (inputs.ndim - 2)), inputs.shape)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.alive.append((args, kwargs, result))
+        self._follow(func, args, kwargs or {}, result)
+        return result
+
+    def leave(self, *_: Any) -> None:
+        """Note that the innermost module has returned."""
+        self.modules.pop()
+
+    def mark_of(self, tensor: Tensor) -> Mark | None:
+        """Return what is known of a tensor."""
+        if (mark := self.marks.get(id(tensor))) is not None:
+            return mark
+        if (owned := self.ledger.owned.get(id(tensor))) is not None:
+            return self.marks.setdefault(id(tensor), Coordinates.whole(owned[0], tensor))
+        if self.tainted and tensor.untyped_storage().data_ptr() in self.tainted:
+            node = self.ledger.fresh(1, "channels were written into a part of another tensor")
+            return self.marks.setdefault(id(tensor), Label(node.reshape((1,) * tensor.ndim), tensor.shape))
+        return None
+
+    def _follow(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+        packet, schema, computing = func.overloadpacket, func._schema, computes(func)
+        self.computed += computing  # of every operation, so that a run without marks counts alike
+        positional = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
+        arguments = {a.name: {**positional, **kwargs}.get(a.name, a.default_value) for a in schema.arguments}
+        tensors = [
+            t for value in arguments.values() for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor)
+        ]
+        marks = {id(t): mark for t in tensors if (mark := self.mark_of(t)) is not None}
+        if not marks or packet in SHAPE_ONLY:
+            return
+        self.followed += 1
+        where = self.modules[-1] if self.modules else ""
+        call = Call(func, arguments, result, where, marks, self.ledger, self.followed, self.computed)
+        rule = RULES.get(packet) or (elementwise if computing else barrier)
+        before = len(self.ledger.contractions)
+        writes = schema.is_mutable and tensors and id(tensors[0]) not in marks
+        outcome = rule(call)
+        self._keep(outcome, result)
+        if writes:
+            self.tainted.add(tensors[0].untyped_storage().data_ptr())
+        self._watch(call, tensors, before, computing)
+
+    def _keep(self, outcome: Outcome, result: Any) -> None:
+        if isinstance(result, Tensor):
+            mark = outcome[0] if isinstance(outcome, list) else outcome
+            if mark is not None:
+                self.marks[id(result)] = mark
+        elif isinstance(outcome, list):
+            for tensor, mark in zip(result, outcome, strict=False):
+                if isinstance(tensor, Tensor) and mark is not None:
+                    self.marks[id(tensor)] = mark
+
+    def _watch(self, call: Call, tensors: list[Tensor], before: int, computing: bool) -> None:
+        """Keep track of which tensor shows a contraction's channels as their readers will see them."""
+        result = call.result[0] if isinstance(call.result, list | tuple) and call.result else call.result
+        held = [i for t in tensors for i in self.pending.pop(id(t), [])]
+        if len(self.ledger.contractions) > before:
+            made = [before]
+        elif isinstance(result, Tensor) and (computing or call.op.overloadpacket in _CARRIES):
+            made = [i for i in held if _same_map(self.ledger.contractions[i], self.marks.get(id(result)), result)]
+        else:
+            return
+        for i in made:
+            if computing:
+                self.ledger.contractions[i].tap = call.computed
+        self.pending[id(result)] = self.pending.get(id(result), []) + made
+
+
+_CARRIES = {aten.view, aten._unsafe_view, aten.clone, aten.alias, aten.detach, aten._to_copy}
+
+
+def _same_map(contraction: Any, mark: Mark | None, result: Tensor) -> bool:
+    """Whether a tensor still shows all channels of a contraction, and nothing else."""
+    if not isinstance(mark, Label):
+        return False
+    width = len(contraction.out)
+    return result.shape[1 if contraction.spatial else -1] == width and (not contraction.spatial or result.ndim == 4)
+
+
+@contextmanager
+def prepared(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
+    """Put a network into eval mode, without torch's fused attention, and tell the tracer which module runs."""
+    handles, modes = [], [(module, module.training) for module in model.modules()]
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _, __, name=name: tracer.modules.append(name)))
+        handles.append(module.register_forward_hook(tracer.leave, always_call=True))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        model.eval()
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+
+
+def run_traced(model: nn.Module, inputs: Tensor, ledger: Ledger) -> Ledger:
+    """Run a network on an example and fill the ledger.
+
+    Args:
+        model: a network on the CPU.
+        inputs: one example, [1, C, H, W].
+        ledger: an empty record, or a ``Proof`` that refuses what it does not expect.
+
+    Raises:
+        Mismatch: a proof failed.
+    """
+    inputs = inputs.detach().clone()
+    tracer = _Tracer(ledger, inputs)
+    with torch.no_grad(), prepared(model, tracer), tracer:
+        outputs = model(inputs)
+    for output in _tensors_in(outputs):
+        mark = tracer.mark_of(output)
+        if isinstance(mark, Label):
+            ledger.pin(mark.ids, "the network's output")
+    return ledger
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for item in value for tensor in _tensors_in(item)] if isinstance(value, list | tuple) else []
+
+
+__all__ = ["RULES", "Mismatch", "run_traced"]
