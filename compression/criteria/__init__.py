@@ -1,0 +1,81 @@
+"""Criteria: which channels matter. One method a file; a new one is a line in ``CRITERIA``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compression.calibration import Calibration
+from compression.criteria.effective_rank import effective_rank
+from compression.criteria.l1 import l1
+from compression.criteria.l2 import l2
+from compression.criteria.random_order import random_order
+from compression.criteria.rank import rank
+from compression.criteria.scored import Scored
+from compression.criteria.taylor import taylor
+from compression.graph import ChannelGraph
+from compression.scores import GroupScore, Task
+from utils.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score channels.
+
+    Attributes:
+        needs: "weights" (nothing else), "maps" (images) or "gradients" (images and their labels).
+        function: what computes it.
+        meaning: in one line.
+    """
+
+    needs: str
+    function: Callable[[Task], Scored]
+    meaning: str
+
+
+CRITERIA: dict[str, Criterion] = {
+    "rank": Criterion("maps", rank, "mean matrix rank of the feature map (HRank); ties broken by the effective rank"),
+    "effective_rank": Criterion("maps", effective_rank, "mean effective rank of the feature map: exp(entropy of its singular values)"),
+    "l1": Criterion("weights", l1, "sum of the absolute weights of the filter"),
+    "l2": Criterion("weights", l2, "Euclidean norm of the filter"),
+    "taylor": Criterion("gradients", taylor, "squared first-order change of the loss without the channel"),
+    "random": Criterion("weights", random_order, "drawn at random, seeded: the control"),
+}
+
+
+def score(
+    criterion: str,
+    model: nn.Module,
+    graph: ChannelGraph,
+    calibration: Calibration | None,
+    seed: int,
+    keep_counts: Mapping[str, int] | None = None,
+) -> Scored:
+    """Score the units of every prunable group.
+
+    Args:
+        criterion: a name of ``CRITERIA``.
+        model: the network that was traced; it is left as it was.
+        graph: its channel groups.
+        calibration: images; may be None for criteria that need weights only.
+        seed: of what is drawn.
+        keep_counts: how many units will be kept of each group; where given, ranks stop when the choice has settled.
+            None: all images are scored.
+
+    Raises:
+        UserError: the criterion is unknown, or can't score this network.
+    """
+    if criterion not in CRITERIA:
+        raise unknown("criterion", criterion, CRITERIA)
+    chosen = CRITERIA[criterion]
+    if chosen.needs != "weights" and (calibration is None or not len(calibration)):
+        raise UserError(f"criterion '{criterion}' needs images; give --data")
+    start = time.perf_counter()
+    scored = chosen.function(Task(model, graph, calibration, seed, keep_counts))
+    return replace(scored, seconds=time.perf_counter() - start)
+
+
+__all__ = ["CRITERIA", "Criterion", "GroupScore", "Scored", "score"]
