@@ -50,6 +50,10 @@ class TrainArguments:
     # which part of the network
     freeze: tuple[str, ...] = flag((), "modules that do not train: a number (the first so many layers) or name patterns", many=True)
     cutoff: int | None = flag(None, "keep so many layers of a YAML network and put a classification head behind them")
+    compress_rate: str = flag(
+        "", 'build narrow: share of the channels that goes, by entry, "[0.]+[0.15]*2+[0.4]*27"; or one number for all'
+    )
+    ranks: str = flag("", "with --compress_rate and --weights: folder of rank files (prune.py writes it) that say which channels stay")
     # how it computes
     device: str = flag("", "cpu, cuda, a CUDA device's number, mps; the first CUDA device or the CPU where not given")
     amp: bool = flag(True, "mixed precision: bf16 where the device has it, else fp16 on CUDA")

@@ -73,6 +73,7 @@ class ClassifierCompressor:
         torch.manual_seed(arguments.seed)
         prepared = prepare(arguments, checkpoint)
         self.arguments, self.data, self.spec, self.notes = prepared.arguments, prepared.data, prepared.spec, prepared.notes
+        self.plan = prepared.plan
         self.precision = Precision.choose(self.device, arguments.amp)
         self.profile: Profile = profile(prepared.model, self.spec)
         self.model: nn.Module = prepared.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -224,7 +225,7 @@ class ClassifierCompressor:
         return [*self.data.unreadable, *seen, *(f"{name}: could not be decoded" for name in (best.unreadable if best else ()))]
 
     def _full_state(self) -> dict[str, Any]:
-        state = inference_state(self.run, self.arguments, self.profile)
+        state = inference_state(self.run, self.arguments, self.profile, self.plan)
         return {**state, "training": training_state(self.run, self.hooks, self.data)}
 
     def _save_last(self, run: Run) -> None:
@@ -235,13 +236,13 @@ class ClassifierCompressor:
         save_checkpoint(self.directory.last, self._full_state())
         period = self.arguments.save_period
         if period and run.step == 0 and run.epoch and run.epoch % period == 0:
-            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", inference_state(run, self.arguments, self.profile))
+            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", inference_state(run, self.arguments, self.profile, self.plan))
 
     def _keep_best(self, run: Run) -> None:
         if not distributed.is_main():
             return
         assert self.directory is not None
-        state = inference_state(self.run, self.arguments, self.profile)
+        state = inference_state(self.run, self.arguments, self.profile, self.plan)
         state["metrics"]["epoch"] = run.epoch + 1
         if self.arguments.nosave:
             self.best_state = state

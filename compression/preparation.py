@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from compression.arguments import TrainArguments
+from compression.narrowing import build_narrow, load_model
+from compression.ranks import load_ranks, scores_from_ranks
 from models import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
-from models.loading import WeightsFile, identify, load_state_, read_weights
+from models.loading import WeightsFile, build_as, identify, load_state_, read_weights
 from utils import distributed
 from utils.caching import cache_split
 from utils.datasets import DATA_DIR, load_data, with_validation
@@ -20,6 +22,7 @@ from utils.errors import UserError
 from utils.images import READ_MARGIN
 from utils.loaders import check_balance
 from utils.optim import NORMS
+from utils.profile import example_input
 from utils.spec import ModelSpec
 from utils.splits import ImageData
 from utils.transforms import Augmentation, augmentation
@@ -29,13 +32,19 @@ DEFAULT_MODEL, DEFAULT_SIZE = "yolov5n-cls", 224
 
 @dataclass
 class Prepared:
-    """What a run starts from; ``notes`` say what was mended or assumed on the way."""
+    """What a run starts from.
+
+    Attributes:
+        plan: which channels of the dense network are left, where some were cut; goes on into the run's checkpoints.
+        notes: what was mended or assumed on the way.
+    """
 
     arguments: TrainArguments
     data: ImageData
     spec: ModelSpec
     model: nn.Module
     augmentation: Augmentation
+    plan: dict[str, Any] | None
     notes: list[str]
 
 
@@ -58,10 +67,11 @@ def prepare(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None)
     data = with_validation(data, arguments.val_fraction, arguments.seed)
     notes: list[str] = []
     if checkpoint:
-        spec = ModelSpec.from_dict(checkpoint["spec"])
-        data, model = data.for_classes(spec.class_names), build(spec)
+        spec, plan = ModelSpec.from_dict(checkpoint["spec"]), checkpoint["plan"]
+        file = WeightsFile(Path("last.pt"), checkpoint["state_dict"], spec, checkpoint)
+        data, model = data.for_classes(spec.class_names), build_as(spec, file)
     else:
-        spec, model, notes = _network(arguments, data)
+        spec, model, plan, notes = _network(arguments, data)
         if set(spec.class_names) == set(data.class_names):
             data = data.for_classes(spec.class_names)
     preset = arguments.augment or data.augment
@@ -74,11 +84,13 @@ def prepare(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None)
     resolved = replace(arguments, data=data_name, imgsz=spec.imgsz, channels=spec.channels, augment=preset, fliplr=fliplr, resume="")
     if data.unreadable:
         notes.append(f"{len(data.unreadable)} images can't be read and are skipped; unreadable.txt in the run's folder lists them")
-    return Prepared(resolved, data, spec, model, chosen, notes)
+    return Prepared(resolved, data, spec, model, chosen, plan, notes)
 
 
-def _network(arguments: TrainArguments, data: ImageData) -> tuple[ModelSpec, nn.Module, list[str]]:
-    """Choose the specification, build the network, load the weights."""
+def _network(arguments: TrainArguments, data: ImageData) -> tuple[ModelSpec, nn.Module, dict[str, Any] | None, list[str]]:
+    """Choose the specification, build the network, load the weights, narrow where that is asked for."""
+    if arguments.ranks and not arguments.compress_rate:
+        raise UserError("--ranks goes with --compress_rate: it says which channels stay")
     if arguments.weights and arguments.pretrained:
         raise UserError("--weights and --pretrained exclude each other: both say where the weights come from")
     file = read_weights(arguments.weights) if arguments.weights else None
@@ -97,18 +109,45 @@ def _network(arguments: TrainArguments, data: ImageData) -> tuple[ModelSpec, nn.
     if arguments.cutoff is not None:
         changes["definition"] = cut_off(spec.definition or load_definition_of(spec.name), arguments.cutoff)
     spec = spec.with_(**changes)
-    model = build(spec)
     if arguments.pretrained:
         from models.external import pretrained_state
 
-        return spec, model, load_state_(model, pretrained_state(spec.name))
-    if file is None:
-        return spec, model, []
-    other_classes = inherited and old.num_classes == spec.num_classes and set(old.class_names) != set(spec.class_names)
-    notes = load_state_(model, file.state, fresh_head=other_classes)
-    if file.spec is None and old.num_classes == spec.num_classes:
-        notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
-    return spec, model, notes
+        model = build(spec)
+        notes, plan = load_state_(model, pretrained_state(spec.name)), None
+    elif file is None:
+        model, notes, plan = build(spec), [], None
+    else:
+        other_classes = inherited and old.num_classes == spec.num_classes and set(old.class_names) != set(spec.class_names)
+        model, plan = build_as(spec, file), file.checkpoint.get("plan")
+        notes = load_state_(model, file.state, fresh_head=other_classes)
+        if file.spec is None and old.num_classes == spec.num_classes:
+            notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
+    if arguments.compress_rate:
+        spec, model, plan = _narrowed(arguments, spec, model, plan)
+    return spec, model, plan, notes
+
+
+def _narrowed(
+    arguments: TrainArguments, spec: ModelSpec, dense: nn.Module, before: dict[str, Any] | None
+) -> tuple[ModelSpec, nn.Module, dict[str, Any]]:
+    """Build the network at the widths of --compress_rate, with the dense network's weights where it has some."""
+    has_weights = bool(arguments.weights or arguments.pretrained)
+    if before:
+        raise UserError(f"{arguments.weights} is pruned already; to cut it further use prune.py")
+    if has_weights != bool(arguments.ranks):
+        raise UserError(
+            "--compress_rate with --weights needs --ranks FOLDER, the ranks that prune.py writes: python prune.py --weights "
+            f"{arguments.weights} --data {arguments.data} --compress_rate ..."
+            if has_weights
+            else "--ranks needs --weights: it says which channels of a trained network stay"
+        )
+    narrow = build_narrow(spec, arguments.compress_rate)
+    plan: dict[str, Any] = {"kept": {}, "sizes": {}, "widths": dict(narrow.widths)}
+    if has_weights:
+        scores = scores_from_ranks(load_ranks(arguments.ranks, narrow.graph), narrow.graph)
+        orders = {name: score.order.tolist() for name, score in scores.items()}
+        plan |= load_model(narrow.model, dense.state_dict(), orders, example_input(dense, spec)).to_dict()
+    return narrow.spec, narrow.model, plan
 
 
 def _spec_of_file(file: WeightsFile, arguments: TrainArguments) -> ModelSpec:

@@ -50,13 +50,13 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
     return replace(record, **{name: getattr(arguments, name) for name in given & OVERRIDABLE}), directory, content
 
 
-def inference_state(run: Run, arguments: TrainArguments, profile: Profile) -> dict[str, Any]:
+def inference_state(run: Run, arguments: TrainArguments, profile: Profile, plan: dict[str, Any] | None) -> dict[str, Any]:
     """Return what every checkpoint holds, which is all that a shipped one needs."""
     evaluation = run.evaluation
     metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss} if evaluation else {}
     return {
         "spec": run.spec.to_dict(),
-        "plan": None,
+        "plan": plan,
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in run.averaged.state_dict().items()},
         "metrics": {**metrics, "epoch": run.epoch, "params": profile.params, "macs": profile.macs},
         "arguments": to_record(arguments),

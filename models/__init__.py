@@ -89,6 +89,22 @@ def build(spec: ModelSpec) -> nn.Module:
         from models import external
 
         model = external.build(spec.name, spec.num_classes, spec.channels)
+    return finish_(model, spec)
+
+
+def definition_of(spec: ModelSpec) -> dict[str, Any] | None:
+    """Return the YAML definition that a network is built from, or None where it is built from code."""
+    if spec.definition is not None:
+        return spec.definition
+    return load_definition_of(spec.name) if spec.name.startswith("yolov5") and spec.name in ARCHITECTURES else None
+
+
+def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Set what a specification says beside the architecture: dropout and the normalisation layers' eps.
+
+    Raises:
+        UserError: it names a layer that is not there.
+    """
     if spec.dropout is not None:
         set_dropout_(model, spec.dropout)
     modules = dict(model.named_modules())

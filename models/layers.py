@@ -49,18 +49,19 @@ class C3(nn.Module):
 
     Args:
         c_in, c_out: channels of the input and the output.
-        c_main: channels of cv1 and of every bottleneck's output.
+        c_main: channels of cv1 and then of every bottleneck's output; equal where they add their input.
         c_skip: channels of cv2.
-        c_hidden: channels inside each bottleneck; its length is their number.
+        c_hidden: channels inside each bottleneck.
         shortcut: whether the bottlenecks add their input.
     """
 
-    def __init__(self, c_in: int, c_out: int, c_main: int, c_skip: int, c_hidden: tuple[int, ...], shortcut: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, c_main: tuple[int, ...], c_skip: int, c_hidden: tuple[int, ...], shortcut: bool) -> None:
         super().__init__()
-        self.cv1 = Conv(c_in, c_main)
+        self.cv1 = Conv(c_in, c_main[0])
         self.cv2 = Conv(c_in, c_skip)
-        self.cv3 = Conv(c_main + c_skip, c_out)
-        self.m = nn.Sequential(*(Bottleneck(c_main, c, c_main, add=shortcut) for c in c_hidden))
+        self.cv3 = Conv(c_main[-1] + c_skip, c_out)
+        widths = zip(c_main, c_hidden, c_main[1:], strict=False)
+        self.m = nn.Sequential(*(Bottleneck(before, hidden, after, add=shortcut) for before, hidden, after in widths))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
@@ -69,9 +70,8 @@ class C3(nn.Module):
 class SPPF(nn.Module):
     """Fast spatial pyramid pooling (arXiv:1406.4729): three 5x5 max pools in a row, all four maps concatenated."""
 
-    def __init__(self, c_in: int, c_out: int, k: int = 5) -> None:
+    def __init__(self, c_in: int, c_out: int, c_hidden: int, k: int = 5) -> None:
         super().__init__()
-        c_hidden = c_in // 2
         self.cv1 = Conv(c_in, c_hidden)
         self.cv2 = Conv(c_hidden * 4, c_out)
         self.m = nn.MaxPool2d(k, stride=1, padding=k // 2)

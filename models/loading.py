@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ARCHITECTURES, build, resolve_model
+from models.widths import resize_
 from utils import inert
 from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.errors import UserError
@@ -77,13 +78,38 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     """
     file = read_weights(weights)
     if file.spec is not None:
-        model = build(file.spec)
+        model = build_as(file.spec, file)
         notes = load_state_(model, file.state)
         return Loaded(model, file.spec, notes, file.checkpoint, file.named)
     name, definition = resolve_model(model_name) if model_name else (identify(file.state, file.path), None)
     spec = ModelSpec(name, _num_outputs(file.state, file.path), _default_size(name), _num_inputs(file.state), definition=definition)
     model = build(spec)
     return Loaded(model, spec, load_state_(model, file.state), named=False)
+
+
+def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
+    """Build a network with the widths of the weights that it will take.
+
+    Where channels were cut (the file has a pruning plan), the shapes in the file carry the widths. The head keeps the
+    specification's classes and the stem its input channels.
+
+    Raises:
+        UserError: the file's shapes are not those of a network of this kind.
+    """
+    model = build(spec)
+    if not file.checkpoint.get("plan"):
+        return model
+    target = model.state_dict()
+    state = {name: tensor for name, tensor in file.state.items() if name in target and tensor.ndim == target[name].ndim}
+    head, stem = _head(target), next((name for name, value in target.items() if value.ndim == 4), None)
+    kept = {f"{head}.weight": 0, f"{head}.bias": 0, **({stem: 1} if stem else {})}
+    for name, dim in kept.items():
+        if name in state and state[name].shape[dim] != target[name].shape[dim]:
+            shape = list(state[name].shape)
+            shape[dim] = target[name].shape[dim]
+            state[name] = state[name].new_empty(shape, device="meta")
+    resize_(model, state, spec.groups)
+    return model
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool = False) -> list[str]:

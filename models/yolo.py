@@ -16,14 +16,32 @@ BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's; its classifi
 NUM_CLASSES_WORDS = ("num_classes", "nc")
 
 
+class NotBuiltNarrow(ValueError):
+    """A layer whose channels are tied in a way that only surgery on the dense network knows."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """Channels of the dense network, and those that are built."""
+
+    dense: int
+    built: int
+
+
 @dataclass(frozen=True)
 class Line:
-    """One line of a definition, with its channels resolved."""
+    """One line of a definition, with its channels resolved.
 
-    c_in: list[int]
+    Attributes:
+        c_in: of each source.
+        take: a dense width -> the width; called once per channel group, in forward order of the groups' first producers.
+    """
+
+    c_in: list[Width]
     repeats: int
     args: list[Any]
     scale: Callable[[int], int]
+    take: Callable[[int], Width]
 
     @property
     def c_out(self) -> int:
@@ -33,40 +51,61 @@ class Line:
         return width
 
 
-def _conv(line: Line) -> tuple[nn.Module, int]:
+Built = tuple[nn.Module, Width]
+
+
+def _conv(line: Line) -> Built:
     if any(size < 1 for size in line.args[1:3]):
         raise ValueError("kernel and stride must be at least 1")
-    return Conv(line.c_in[0], line.c_out, *line.args[1:]), line.c_out
+    c_out = line.take(line.c_out)
+    if len(line.args) > 4 and line.args[4] != 1 and (line.c_in[0].built, c_out.built) != (line.c_in[0].dense, c_out.dense):
+        raise NotBuiltNarrow("a grouped convolution")
+    return Conv(line.c_in[0].built, c_out.built, *line.args[1:]), c_out
 
 
-def _depthwise(line: Line) -> tuple[nn.Module, int]:
-    kernel, stride = (*line.args[1:], 1, 1)[:2]
-    return Conv(line.c_in[0], line.c_out, kernel, stride, g=math.gcd(line.c_in[0], line.c_out)), line.c_out
+def _depthwise(line: Line) -> Built:
+    (c_in,), (kernel, stride) = line.c_in, (*line.args[1:], 1, 1)[:2]
+    if c_in.dense == line.c_out:
+        return Conv(c_in.built, c_in.built, kernel, stride, g=c_in.built), c_in
+    c_out = line.take(line.c_out)
+    if (c_in.built, c_out.built) != (c_in.dense, c_out.dense):
+        raise NotBuiltNarrow("a grouped convolution")
+    return Conv(c_in.built, c_out.built, kernel, stride, g=math.gcd(c_in.built, c_out.built)), c_out
 
 
-def _bottleneck(line: Line) -> tuple[nn.Module, int]:
-    c_in, c_out, shortcut = line.c_in[0], line.c_out, (*line.args[1:], True)[0]
-    return Bottleneck(c_in, c_out // 2, c_out, add=shortcut and c_in == c_out), c_out
+def _bottleneck(line: Line) -> Built:
+    (c_in,), c_out, shortcut = line.c_in, line.c_out, (*line.args[1:], True)[0]
+    add = shortcut and c_in.dense == c_out
+    hidden = line.take(c_out // 2)
+    out = c_in if add else line.take(c_out)
+    return Bottleneck(c_in.built, hidden.built, out.built, add=add), out
 
 
-def _c3(line: Line) -> tuple[nn.Module, int]:
-    c_half, shortcut = line.c_out // 2, (*line.args[1:], True)[0]
-    return C3(line.c_in[0], line.c_out, c_half, c_half, (c_half,) * line.repeats, shortcut), line.c_out
+def _c3(line: Line) -> Built:
+    half, shortcut = line.c_out // 2, (*line.args[1:], True)[0]
+    main, hidden = [line.take(half).built], []
+    for _ in range(line.repeats):
+        hidden.append(line.take(half).built)
+        main.append(main[-1] if shortcut else line.take(half).built)
+    skip, out = line.take(half), line.take(line.c_out)
+    return C3(line.c_in[0].built, out.built, tuple(main), skip.built, tuple(hidden), shortcut), out
 
 
-def _sppf(line: Line) -> tuple[nn.Module, int]:
-    return SPPF(line.c_in[0], line.c_out, *line.args[1:]), line.c_out
+def _sppf(line: Line) -> Built:
+    hidden, out = line.take(line.c_in[0].dense // 2), line.take(line.c_out)
+    return SPPF(line.c_in[0].built, out.built, hidden.built, *line.args[1:]), out
 
 
-def _concat(line: Line) -> tuple[nn.Module, int]:
-    return Concat(), sum(line.c_in)
+def _concat(line: Line) -> Built:
+    return Concat(), Width(sum(c.dense for c in line.c_in), sum(c.built for c in line.c_in))
 
 
-def _classify(line: Line) -> tuple[nn.Module, int]:
-    return Classify(line.c_in[0], *line.args), line.args[0]
+def _classify(line: Line) -> Built:
+    num_classes, c_hidden = line.args if len(line.args) > 1 else (*line.args, 1280)
+    return Classify(line.c_in[0].built, num_classes, line.take(c_hidden).built), Width(num_classes, num_classes)
 
 
-LAYERS: dict[str, Callable[[Line], tuple[nn.Module, int]]] = {
+LAYERS: dict[str, Callable[[Line], Built]] = {
     "Conv": _conv,
     "DWConv": _depthwise,
     "Bottleneck": _bottleneck,
@@ -104,20 +143,25 @@ def _multiple(definition: dict[str, Any], name: str) -> float:
     return float(value)
 
 
-def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) -> YoloClassifier:
-    """Build a classifier from a parsed YAML definition.
+def build_yolo(
+    definition: dict[str, Any], num_classes: int, channels: int = 3, take: Callable[[int], int] = lambda width: width
+) -> YoloClassifier:
+    """Build a classifier from a parsed YAML definition, dense or at other widths.
 
     Args:
         definition: ``depth_multiple``, ``width_multiple`` and ``layers`` (or YOLOv5's ``backbone`` and ``head``).
         num_classes: outputs; ``num_classes`` (or ``nc``) in an argument list stands for it.
         channels: input channels.
+        take: a channel group's dense width -> the width to build; called in forward order of the groups' first
+            producers, which is the order of the entries of a compress_rate.
 
     Raises:
+        NotBuiltNarrow: other widths are asked for, and a layer's channels are tied in a way that is not known here.
         UserError: a layer is unknown, a line malformed, a source not there, or the last layer no classifier.
     """
     layers: list[nn.Module] = []
     sources: list[list[int]] = []
-    widths = {-1: channels}
+    widths = {-1: Width(channels, channels)}
     rows = definition.get("layers") or [*(definition.get("backbone") or []), *(definition.get("head") or [])]
     if not isinstance(rows, list) or not rows:
         raise UserError("the model definition has no layers; it needs a list 'layers' of [from, repeats, layer, arguments]")
@@ -141,9 +185,11 @@ def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3) 
         try:
             chain = []
             for _ in range(1 if kind in REPEATED_INSIDE else repeats):
-                layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width)))
+                layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width), lambda c: Width(c, take(c))))
                 chain.append(layer)
                 c_in = [c_out]
+        except NotBuiltNarrow:
+            raise
         except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise UserError(f"layer {i} ({kind}) of the model definition does not take the arguments {row[3]}: {error}") from None
         layers.append(chain[0] if len(chain) == 1 else nn.Sequential(*chain))

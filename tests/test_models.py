@@ -148,7 +148,7 @@ def narrow_conv_(conv, outputs, inputs):
 
 def test_no_layer_of_yolov5_holds_a_channel_number():
     torch.manual_seed(0)
-    block = perturb_(C3(8, 8, 4, 4, (4, 4), shortcut=True))
+    block = perturb_(C3(8, 8, (4, 4, 4), 4, (4, 4), shortcut=True))
     x, main, skip, out = list(range(8)), [0, 2, 3], [1, 3], [0, 1, 4, 6, 7]
     narrow_conv_(block.cv1, main, x)
     narrow_conv_(block.cv2, skip, x)
@@ -156,7 +156,7 @@ def test_no_layer_of_yolov5_holds_a_channel_number():
     for bottleneck, hidden in zip(block.m, ([1], [0, 3]), strict=True):
         narrow_conv_(bottleneck.cv1, hidden, main)
         narrow_conv_(bottleneck.cv2, main, hidden)
-    fresh = C3(8, 5, 3, 2, (1, 2), shortcut=True).eval()
+    fresh = C3(8, 5, (3, 3, 3), 2, (1, 2), shortcut=True).eval()
     fresh.load_state_dict(block.state_dict())
     image = torch.rand(2, 8, 6, 6)
     assert block(image).shape == (2, 5, 6, 6)
@@ -172,7 +172,7 @@ def test_option_a_runs_with_channels_cut_on_either_side():
 
 
 def test_a_shortcut_whose_width_does_not_fit_fails_instead_of_vanishing():
-    block = C3(8, 8, 4, 4, (4,), shortcut=True).eval()
+    block = C3(8, 8, (4, 4), 4, (4,), shortcut=True).eval()
     narrow_conv_(block.m[0].cv2, [0, 1], [0, 1, 2, 3])
     with pytest.raises(RuntimeError, match="size of tensor"):
         block(torch.rand(1, 8, 4, 4))
@@ -204,7 +204,7 @@ def test_own_definitions_take_several_sources_and_every_layer():
 
 
 def test_sppf_pools_three_times_in_a_row():
-    layer, x = SPPF(8, 6).eval(), torch.rand(1, 8, 7, 7)
+    layer, x = SPPF(8, 6, 4).eval(), torch.rand(1, 8, 7, 7)
     y = layer.cv1(x)
     windows = [y] + [F.max_pool2d(y, k, 1, k // 2) for k in (5, 9, 13)]  # 5x5 pools in a row see 9 and 13 pixels
     assert torch.equal(layer(x), layer.cv2(torch.cat(windows, 1)))

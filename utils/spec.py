@@ -30,6 +30,8 @@ class ModelSpec:
         crop_fraction: side of the centre square that is resized to imgsz, as a share of the image's shorter side.
         norm_eps: eps of the normalisation layers (by module name) that differ from what the architecture builds;
             eps is not in a state dict, so an imported network would otherwise change on reload.
+        groups: numbers of groups of the convolutions and group norms (by module name) that differ from what the
+            architecture builds, because channels were cut; no tensor's shape tells them.
     """
 
     name: str
@@ -43,6 +45,7 @@ class ModelSpec:
     dropout: float | None = None
     crop_fraction: float = 1.0
     norm_eps: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
