@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compression.calibration import Calibration
 from compression.graph import ChannelGraph, ChannelGroup
 from compression.ledger import owned_tensors
-from compression.maps import Tap
+from compression.maps import Statistic, Tap, find_taps, mean_over_images
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,17 @@ def from_taps(group: ChannelGroup, taps: Sequence[Tap], per_channel: Mapping[str
         float64 [..., units].
     """
     found = [
-        _by_unit(per_channel[tap.name][..., tap.positions[group.name]], tap.units[group.name], group.size) for tap in taps_of(group, taps)
+        by_unit(per_channel[tap.name][..., tap.positions[group.name]], tap.units[group.name], group.size) for tap in taps_of(group, taps)
     ]
-    return _mean_of(found)
+    return mean_of(found)
+
+
+def score_means(task: Task, statistic: Statistic, images: int | None = None) -> dict[str, GroupScore]:
+    """Score groups by the mean over images of one statistic of the maps; ``images`` takes the first so many."""
+    calibration = task.images if images is None else task.images.head(images)
+    taps, means = find_taps(task.graph), mean_over_images(task.model, task.graph, calibration, statistic)
+    scored = [group for group in task.graph.prunable if taps_of(group, taps)]
+    return {group.name: GroupScore.of([from_taps(group, taps, means)], len(calibration)) for group in scored}
 
 
 def taps_of(group: ChannelGroup, taps: Sequence[Tap]) -> list[Tap]:
@@ -111,8 +119,8 @@ def from_weights(model: nn.Module, group: ChannelGroup, per_row: Callable[[Tenso
         if weight.ndim < 2 or not weight.is_floating_point():
             continue
         rows = weight.movedim(member.dim, 0).flatten(1).cpu().double()[member.positions]
-        found.append(relative(_by_unit(per_row(rows), member.units, group.size)))
-    return _mean_of(found)
+        found.append(relative(by_unit(per_row(rows), member.units, group.size)))
+    return mean_of(found)
 
 
 def relative(values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -122,14 +130,14 @@ def relative(values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return (scores / mean if mean > 0 else scores), present
 
 
-def _by_unit(values: Tensor, units: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def by_unit(values: Tensor, units: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the mean over the positions of each unit, and which units have any."""
     counts = torch.bincount(units, minlength=size)
     sums = torch.zeros(*values.shape[:-1], size, dtype=torch.float64).index_add_(-1, units, values.double())
     return sums / counts.clamp_min(1), counts > 0
 
 
-def _mean_of(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def mean_of(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return the mean over several members of the units that each carries."""
     sums = torch.stack([scores for scores, _ in found]).sum(0)
     return sums / torch.stack([present for _, present in found]).sum(0).clamp_min(1)

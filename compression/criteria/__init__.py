@@ -9,9 +9,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compression.calibration import Calibration
+from compression.criteria.apoz import apoz
+from compression.criteria.bn_scale import bn_scale
+from compression.criteria.chip import chip
 from compression.criteria.effective_rank import effective_rank
+from compression.criteria.fpgm import fpgm
 from compression.criteria.l1 import l1
 from compression.criteria.l2 import l2
+from compression.criteria.mean_activation import mean_activation
+from compression.criteria.nuclear_norm import nuclear_norm
 from compression.criteria.random_order import random_order
 from compression.criteria.rank import rank
 from compression.criteria.scored import Scored
@@ -39,9 +45,15 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {
     "rank": Criterion("maps", rank, "mean matrix rank of the feature map (HRank); ties broken by the effective rank"),
     "effective_rank": Criterion("maps", effective_rank, "mean effective rank of the feature map: exp(entropy of its singular values)"),
+    "nuclear_norm": Criterion("maps", nuclear_norm, "mean nuclear norm of the feature map: the sum of its singular values"),
     "l1": Criterion("weights", l1, "sum of the absolute weights of the filter"),
     "l2": Criterion("weights", l2, "Euclidean norm of the filter"),
+    "bn_scale": Criterion("weights", bn_scale, "absolute scale of batch normalisation (Network Slimming)"),
+    "fpgm": Criterion("weights", fpgm, "summed distance of the filter to the others of its layer (geometric median)"),
     "taylor": Criterion("gradients", taylor, "squared first-order change of the loss without the channel"),
+    "apoz": Criterion("maps", apoz, "share of positive activations (1 - average percentage of zeros)"),
+    "mean_activation": Criterion("maps", mean_activation, "mean absolute activation"),
+    "chip": Criterion("maps", chip, "what the layer's maps lose in nuclear norm without the channel (channel independence)"),
     "random": Criterion("weights", random_order, "drawn at random, seeded: the control"),
 }
 

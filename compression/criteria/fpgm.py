@@ -1,0 +1,24 @@
+"""Distance to the geometric median (FPGM, arXiv:1811.00250).
+
+score(c) = sum over the filters c' of the layer of ||w_c - w_c'||_2: the filter of the smallest sum lies nearest to the
+geometric median of all, so the others can stand in for it.
+
+Differs: where several layers make the channels together, each layer's sums are divided by their mean and averaged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compression.criteria.scored import Scored
+from compression.scores import GroupScore, Task, from_weights
+
+
+def fpgm(task: Task) -> Scored:
+    """Score by the filters' summed distances to the others."""
+
+    def distances(rows: Tensor) -> Tensor:
+        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+    return Scored({group.name: GroupScore.of([from_weights(task.model, group, distances)]) for group in task.graph.prunable})
