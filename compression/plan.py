@@ -82,7 +82,7 @@ def entries_of(graph: ChannelGraph, model_name: str) -> list[Entry]:
     """
     if model_name not in HRANK_ENTRIES:
         return [(group,) for group in graph.prunable]
-    by_weight = {member.tensor: group for group in graph.prunable for member in group.producers}
+    by_weight = {member.tensor: group for group in graph.groups for member in group.producers}
     return [tuple(by_weight[f"{module}.weight"] for module in modules) for modules in HRANK_ENTRIES[model_name]()]
 
 
@@ -122,9 +122,11 @@ def widths_of_rates(entries: Sequence[Entry], rates: Sequence[Decimal] | Decimal
     widths = {}
     for entry, rate in zip(entries, rates, strict=True):
         for group in entry:
-            if rate and kept_channels(group.size, rate) < len(group.fixed):
-                raise UserError(f"compress_rate {rate} for '{group.name}' leaves less than the {len(group.fixed)} channels that must stay")
-            widths[group.name] = kept_channels(group.size, rate)
+            kept = kept_channels(group.size, rate)
+            if kept < group.size and (group.reason or kept < len(group.fixed)):
+                reason = group.reason or f"{len(group.fixed)} of its {group.size} channels must"
+                raise UserError(f"compress_rate {rate} for '{group.name}' can't be: it stays ({reason})")
+            widths[group.name] = kept
     return widths
 
 

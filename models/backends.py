@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.loading import load_classifier
+from models.loading import Loaded, load_classifier
 from utils.engine import classifier
 from utils.errors import UserError
 from utils.precision import Precision
@@ -36,15 +36,19 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """Runs a checkpoint in torch: channels-last, half precision on request."""
+    """Runs a network in torch: channels-last, half precision on request."""
 
-    def __init__(self, path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> None:
-        loaded = load_classifier(path, model_name)
+    def __init__(self, loaded: Loaded, device: torch.device, half: bool = False, imgsz: int | None = None) -> None:
         self.spec = loaded.spec.with_(imgsz=imgsz) if imgsz else loaded.spec
         self.notes, self.named = loaded.notes, loaded.named
         self.record = loaded.checkpoint.get("arguments", {})
         self.model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classify = classifier(self.model, self.spec, Precision.choose(device, half))
+
+    @classmethod
+    def open(cls, path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> TorchBackend:
+        """Load a checkpoint."""
+        return cls(load_classifier(path, model_name), device, half, imgsz)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class TorchBackend:
 
 Opener = Callable[[Path, torch.device, bool, str | None, int | None], Backend]
 
-BACKENDS: dict[str, Opener] = dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend)
+BACKENDS: dict[str, Opener] = dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend.open)
 
 
 def open_backend(

@@ -57,6 +57,40 @@ def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) ->
     _save(figure, path)
 
 
+def plot_scores(groups: Sequence[tuple[str, Sequence[float], Sequence[bool]]], label: str, path: Path) -> None:
+    """Draw every channel's score, ascending, in a panel per group; what is cut is red."""
+    columns = min(6, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, axes = _subplots(rows, columns, 2.6 * columns, 1.9 * rows + 0.4)
+    for axis, (name, values, kept) in zip(axes.flat, groups, strict=False):
+        order = np.argsort(np.asarray(values), kind="stable")
+        places, shown, stays = np.arange(len(order)), np.asarray(values)[order], np.asarray(kept)[order]
+        axis.scatter(places[stays], shown[stays], s=5, color="tab:blue", label="kept")
+        axis.scatter(places[~stays], shown[~stays], s=5, color="tab:red", label="cut")
+        axis.set_title(f"{name}: {int(stays.sum())} of {len(order)}", fontsize=7)
+        axis.tick_params(labelsize=6)
+        axis.margins(y=0.15)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    for axis in list(axes.flat)[len(groups) :]:
+        axis.set_axis_off()
+    handles, labels = next(iter(axes.flat)).get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)
+    figure.suptitle(label, fontsize=10)
+    _save(figure, path)
+
+
+def plot_widths(names: Sequence[str], before: Sequence[int], after: Sequence[int], path: Path) -> None:
+    """Draw each group's channels before and after a cut, in forward order."""
+    figure, axes = _subplots(1, 1, max(5.0, 1.5 + 0.28 * len(names)), 4.2)
+    axis, places = axes.flat[0], np.arange(len(names))
+    axis.bar(places, before, width=0.85, color="lightsteelblue", label="before")
+    axis.bar(places, after, width=0.85, color="tab:blue", label="after")
+    axis.set_xticks(places, names, rotation=90, fontsize=7)
+    axis.set_ylabel("channels")
+    axis.legend()
+    _save(figure, path)
+
+
 def mosaic(images: Sequence[Image], captions: Sequence[str], path: Path, colours: Sequence[tuple[int, int, int]] | None = None) -> None:
     """Write up to 64 images with captions as one JPEG, eight in a row; colours are RGB, one per caption."""
     images, captions = images[:MAX_TILES], captions[:MAX_TILES]

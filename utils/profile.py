@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -51,6 +52,25 @@ def example_input(model: nn.Module, spec: ModelSpec, batch_size: int = 1) -> tor
     """Return zeros of the network's input shape, on its device."""
     device = next(model.parameters()).device
     return torch.zeros(batch_size, spec.channels, spec.imgsz, spec.imgsz, device=device)
+
+
+@torch.inference_mode()
+def measure_latency(models: Sequence[nn.Module], inputs: torch.Tensor, passes: int = 30, warm_up: int = 5) -> list[list[float]]:
+    """Time forward passes of several networks by turns, so that all meet the same noise.
+
+    Returns:
+        Milliseconds per pass, a list for each network; take the median.
+    """
+    times: list[list[float]] = [[] for _ in models]
+    for turn in range(warm_up + passes):
+        for model, taken in zip(models, times, strict=True):
+            start = time.perf_counter()
+            model(inputs)
+            if inputs.device.type == "cuda":
+                torch.cuda.synchronize(inputs.device)
+            if turn >= warm_up:
+                taken.append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def count_macs(model: nn.Module, spec: ModelSpec) -> int:

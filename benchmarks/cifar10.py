@@ -1,0 +1,141 @@
+"""Accuracy after pruning and fine-tuning, on CIFAR-10 as an image folder, against controls at the same widths.
+
+python -m benchmarks.cifar10 --data FOLDER --resnet56 CHECKPOINT --yolov5n CHECKPOINT --out FILE
+
+Each network is fine-tuned (ResNet-56: the public checkpoint, on these images), cut by each criterion, and fine-tuned
+again: 6 epochs, warm-up over a quarter of them, then a cosine (one cycle). A tenth of train is held out for validation.
+Reported is the network of the last epoch; nothing is selected on test, which is measured once per network. A run whose
+results are in the folder of --project already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.reporting import report
+
+ROOT = Path(__file__).resolve().parent.parent
+RESNET_RATE = "[0.]+[0.15]*2+[0.4]*27"
+CYCLE = ["--cos-lr", "--lrf", "0.001", "--cache", "ram"]
+RECIPES: dict[str, list[str]] = {
+    "resnet56": [
+        "--optimizer",
+        "SGD",
+        "--lr0",
+        "0.02",
+        "--decay",
+        "5e-4",
+        "--batch-size",
+        "128",
+        "--label-smoothing",
+        "0",
+        "--augment",
+        "light",
+    ],
+    "yolov5n-cls": ["--optimizer", "Adam", "--lr0", "1e-3", "--batch-size", "64", "--augment", "default"],
+}
+CUTS: dict[str, dict[str, list[str]]] = {
+    "resnet56": {
+        "rank": ["--compress_rate", RESNET_RATE, "--criterion", "rank"],
+        "l1": ["--compress_rate", RESNET_RATE, "--criterion", "l1"],
+        "random": ["--compress_rate", RESNET_RATE, "--criterion", "random"],
+        "rank, sensitivity": ["--macs", "0.52", "--allocation", "sensitivity", "--round-to", "1", "--criterion", "rank"],
+    },
+    "yolov5n-cls": {name: ["--macs", "0.5", "--criterion", name] for name in ("rank", "effective_rank", "l2", "taylor", "random")},
+}
+
+
+def run(script: str, *arguments: object) -> str:
+    """Run one of the scripts and return what it prints."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{script} {' '.join(map(str, arguments))}\n{done.stderr}")
+    return done.stdout
+
+
+def fine_tuned(name: str, weights: Path, network: str, options: argparse.Namespace) -> Path:
+    """Fine-tune weights unless that was done before; return the last epoch's checkpoint."""
+    folder = Path(options.project) / name
+    if not (folder / "results.json").exists():
+        extra = ["--model", "resnet56", "--imgsz", "32"] if weights.suffix == ".th" else []
+        warm = ["--epochs", options.epochs, "--warmup-epochs", options.epochs / 4, "--seed", options.seed]
+        run(
+            "train.py", "--weights", weights, "--data", options.data, *extra, *RECIPES[network], *CYCLE, *warm,
+            "--project", options.project, "--name", name, "--exist-ok",
+        )  # fmt: skip
+    return folder / "weights" / "last.pt"
+
+
+def test_top1(checkpoint: Path, options: argparse.Namespace) -> float:
+    """Measure a checkpoint on the test split."""
+    folder = checkpoint.parent.parent / "test"
+    if not (folder / checkpoint.stem / "results.json").exists():
+        run("val.py", "--weights", checkpoint, "--data", options.data, "--split", "test", "--project", folder, "--name", checkpoint.stem)
+    return float(json.loads((folder / checkpoint.stem / "results.json").read_text())["top1"])
+
+
+def cases(network: str, dense: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cut a dense network by each criterion, fine-tune, and return a row for each."""
+    base = test_top1(dense, options)
+    rows: list[dict[str, Any]] = []
+    for criterion, arguments in CUTS[network].items():
+        if options.only and criterion not in options.only:
+            continue
+        name = f"{network}-{criterion.replace(', ', '-')}-seed{options.seed}"
+        folder = Path(options.project) / f"{name}-cut"
+        if not (folder / "results.json").exists():
+            common = ["--weights", dense, "--data", options.data, "--seed", options.seed, "--exist-ok"]
+            run("prune.py", *common, *arguments, "--project", options.project, "--name", folder.name)
+        cut = json.loads((folder / "results.json").read_text())
+        before = test_top1(folder / "weights" / "pruned.pt", options)
+        tuned = test_top1(fine_tuned(name, folder / "weights" / "pruned.pt", network, options), options)
+        rows.append(
+            {
+                "network": network,
+                "criterion": criterion,
+                "macs": cut["macs"][1] / cut["macs"][0],
+                "params": cut["params"][1] / cut["params"][0],
+                "dense_test_top1": base,
+                "cut_test_top1": before,
+                "tuned_test_top1": tuned,
+                "change": tuned - base,
+                "tied_share": cut["tied_share"],
+                "epochs": options.epochs,
+                "seed": options.seed,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder with train/ and test/")
+    parser.add_argument("--resnet56", default="", help="public state dict to fine-tune, or our checkpoint of the dense network")
+    parser.add_argument("--yolov5n", default="", help="our checkpoint of the dense network")
+    parser.add_argument("--only", nargs="*", default=[], help="criteria to run")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--project", default="runs/cifar10")
+    parser.add_argument("--out", default="", help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    rows: list[dict[str, Any]] = []
+    if options.yolov5n:
+        rows += cases("yolov5n-cls", Path(options.yolov5n), options)
+    if options.resnet56:
+        weights = Path(options.resnet56)
+        dense = weights if weights.suffix == ".pt" else fine_tuned("resnet56-dense", weights, "resnet56", options)
+        rows += cases("resnet56", dense, options)
+    report("cifar10", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

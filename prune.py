@@ -1,0 +1,89 @@
+"""Cut a trained classifier: python prune.py --weights best.pt --data FOLDER --macs 0.5
+
+Channels are scored, the weak ones removed physically, and the cut is proved: the narrow network's output equals that of
+the dense network with the same channels masked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compression.arguments import PruneArguments
+from compression.criteria import CRITERIA
+from compression.pruning import run_pruning
+from compression.pruning_report import comparison_text, groups_text, write_files
+from compression.subject import check_arguments, fixed_widths, group_rows, load_subject, shown_rates
+from utils import distributed
+from utils.arguments import parse, to_record
+from utils.errors import run_script
+from utils.runs import RunDirectory, write_json
+from utils.yaml_files import write_yaml
+
+
+def main() -> None:
+    a, _ = parse(PruneArguments, "Cut a trained classifier.")
+    if a.criterion == "list":
+        print("\n".join(f"{name:<18}{criterion.meaning}" for name, criterion in CRITERIA.items()))
+    elif a.dry_run:
+        dry_run(a)
+    else:
+        run(a)
+
+
+def dry_run(a: PruneArguments) -> None:
+    """Print the channel groups and, where they do not depend on scores, the widths."""
+    check_arguments(a)
+    subject = load_subject(a)
+    widths = fixed_widths(a, subject)
+    print(f"{subject.spec.name} at {subject.spec.imgsz} px: {subject.profile.params:,} parameters, {subject.profile.macs:,} multiply-adds")
+    print(groups_text(subject, widths))
+    results = {
+        "params": [subject.profile.params, None],
+        "macs": [subject.profile.macs, None],
+        "compress_rate": shown_rates(a, subject, widths or {}),
+        "groups": group_rows(subject, widths),
+    }
+    if widths is not None:
+        kept = {name: range(width) for name, width in widths.items()}
+        indices = subject.graph.indices(kept)
+        results["macs"][1] = subject.profile.macs - subject.graph.macs({}) + subject.graph.macs(kept, indices)
+        results["params"][1] = subject.graph.params(kept, list(dict(subject.model.named_parameters())), indices)
+        print(f"compress_rate {results['compress_rate']}")
+        for name in ("params", "macs"):
+            before, after = results[name]
+            print(f"{name:<7}{before:>16,} -> {after:,} ({after / before:.1%})")
+    if a.json:
+        write_json(Path(a.json), results)
+
+
+def run(a: PruneArguments) -> None:
+    """Cut, write the run's files, and print what came of it."""
+    outcome = run_pruning(a)
+    if not distributed.is_main():
+        return
+    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+    write_yaml(directory.path / "opt.yaml", to_record(a))
+    checkpoint, results = write_files(directory, outcome), outcome.results
+    for note in outcome.notes:
+        print(f"note   {note}")
+    print(groups_text(outcome.subject, {row["name"]: row["kept"] for row in results["groups"]}))
+    print(f"\n{comparison_text(results)}")
+    print(
+        f"\nscored by {results['criterion']} in {results['rank_seconds']:.1f} s; {results['tied_share']:.1%} of the channels in cut "
+        f"groups tie with another\ncompress_rate {results['compress_rate']}\n"
+        f"proved: narrow and masked outputs differ by {results['max_relative_difference']:.1e} of their scale"
+    )
+    for name, top1 in outcome.controls.items():
+        print(f"control {name:<15}top-1 {top1:.2%}")
+    print(
+        f"results in {directory.path}\n"
+        f"next: python train.py --weights {checkpoint} --data {a.data}\n"
+        f"      python val.py --weights {checkpoint} --data {a.data}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        run_script(main)
+    finally:
+        distributed.leave()
