@@ -5,21 +5,22 @@ from __future__ import annotations
 from copy import deepcopy
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from compression.cutting import NotProved, apply_cut_, plan_cut, prove_channels
+from compression.cutting import NotProved, apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.graph import ChannelGraph, ChannelGroup, read_graph
 from compression.ledger import Slots
 
-MAX_ROUNDS = 12
+MAX_ROUNDS = 100  # each takes a reading away or pins a group, so they end
 LAST_LEVEL = 2  # the reading of a site that leaves nothing to cut there
 
 
 def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
     """Find a network's channel groups by running channel numbers through it.
 
-    Half of every group is cut out of a copy, and the copy is traced. What does not receive its channels there is read
-    another way (see ``rules``) or, where no reading holds, can't be cut, with the reason.
+    Half of every group is cut out of a copy, and the copy is proved on noise. What does not receive its channels there
+    is read another way (see ``rules``) or, where no reading holds, can't be cut, with the reason.
 
     Args:
         model: on the CPU; it runs in eval mode and is left as it was.
@@ -28,6 +29,7 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
     Raises:
         NotProved: no set of groups could be proved; a defect of ours.
     """
+    model = deepcopy(model)  # what a forward pass counts or caches stays as it is
     levels: dict[int, int] = {}
     barred: dict[Slots, str] = {}
     for _ in range(MAX_ROUNDS):
@@ -73,8 +75,10 @@ def _half(group: ChannelGroup) -> set[int]:
 def _failure(model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: dict[str, set[int]]) -> str:
     shrunk = deepcopy(model)
     apply_cut_(shrunk, plan_cut(graph, keep))
+    noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
     try:
         prove_channels(shrunk, graph, keep, inputs)
+        prove_outputs(shrunk, model, graph, keep, noise)
     except NotProved as error:
         return str(error) or "unknown"
     return ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from compression.labels import Coordinates, Label, strip
 from compression.ledger import Contraction
@@ -16,10 +15,11 @@ def convolution(call: Call) -> Outcome:
     """Read the channels of axis 1, make new ones; grouped convolutions tie by their structure."""
     ledger, weight, bias = call.ledger, call.owned("weight"), call.owned("bias") if call["bias"] is not None else None
     label = call.label("input")
-    if label is None or weight is None or (call["bias"] is not None and bias is None):
-        return barrier(call)
+    unexpected = call["bias"] is not None and bias is None
+    if label is None or weight is None or unexpected or call["weight"].ndim != call.result.ndim:
+        return barrier(call) if label is None else barrier(call, "has a weight or bias that is computed")
     groups, transposed = call["groups"], call["transposed"]
-    shape, read = call["weight"].shape, label.vector(1, ledger)
+    read = label.vector(1, ledger)
     c_in, c_out = len(read), call.result.shape[1]
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     ledger.producers.add((weight, out_dim))
@@ -48,43 +48,41 @@ def convolution(call: Call) -> Outcome:
     spatial = call["input"] if transposed else call.result
     repeats = spatial.shape[0] * int(torch.tensor(spatial.shape[2:]).prod())
     ledger.contractions.append(Contraction(weight, call.module, out, read, groups, repeats, call.computed, call.result.ndim == 4))
-    assert len(shape) == call.result.ndim
     return Label(out.view(1, -1, *[1] * (call.result.ndim - 2)), call.result.shape)
 
 
 def matrix_product(call: Call) -> Outcome:
-    """Read the last axis of an activation with a (moved) weight matrix: mm, addmm."""
-    activation, matrix = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2")
-    bias = call["self"] if activation == "mat1" else None
-    label, weight, ledger = call.label(activation), call.mark(matrix), call.ledger
+    """A (moved) weight matrix times an activation, on either side: mm, addmm, and bmm where the weight is one for all."""
+    left, right = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2")
+    bias = call["self"] if left == "mat1" else None
+    behind = call.label(right) is not None  # the weight stands before the activation
+    label, weight, ledger = call.label(right if behind else left), call.mark(left if behind else right), call.ledger
+    matrix = call[left if behind else right]
     scaled = call.arguments.get("alpha", 1) != 1 or call.arguments.get("beta", 1) != 1
-    owned_bias = call.owned("self") if bias is not None else None
+    owned_bias = call.owned("self") if bias is not None and bias.ndim == 1 and not behind else None
     if label is None or not isinstance(weight, Coordinates) or (bias is not None and owned_bias is None) or scaled:
         return barrier(call)
-    rows, columns = weight.along(0), weight.along(1)
-    if call[matrix].shape[0] == 1 or call[matrix].shape[1] == 1:
-        rows, columns = _of_flat_matrix(weight, call[matrix])
-    if rows is None or columns is None or rows[0] == columns[0]:
+    reads, makes = (-1, -2) if behind else (-2, -1)
+    rows, columns = weight.along(matrix.ndim + reads), weight.along(matrix.ndim + makes)
+    one_for_all = matrix.ndim == 2 or all(strip(place).shape[0] == 1 for place in weight.places)
+    if rows is None or columns is None or rows[0] == columns[0] or not one_for_all:
         return barrier(call)
-    read = label.vector(1, ledger)
+    ndim = call.result.ndim
+    read = label.vector(ndim - 2 if behind else ndim - 1, ledger)
     ledger.tie(ledger.nodes(weight.name, rows[0])[rows[1]], read)
     out = ledger.nodes(weight.name, columns[0])[columns[1]]
     ledger.producers.add((weight.name, columns[0]))
     ledger.readers.add((weight.name, rows[0]))
     if owned_bias is not None:
         ledger.tie(ledger.nodes(owned_bias, 0), out)
-    ledger.contractions.append(Contraction(weight.name, call.module, out, read, 1, call.result.shape[0], call.computed, False))
-    return Label(out.view(1, -1), call.result.shape)
+    repeats = call.result.numel() // len(out)
+    ledger.contractions.append(Contraction(weight.name, call.module, out, read, 1, repeats, call.computed, False))
+    return Label(out.view(*[1] * (ndim - 2), *((-1, 1) if behind else (1, -1))), call.result.shape)
 
 
-def _of_flat_matrix(weight: Coordinates, matrix: Tensor) -> tuple[Any, Any]:
-    """Coordinates of a matrix with one row or column, whose dimension of size 1 does not vary: a transposed weight."""
-    if len(weight.places) != 2:
-        return None, None
-    return (1, strip(weight.places[1]).reshape(-1).expand(matrix.shape[0])), (
-        0,
-        strip(weight.places[0]).reshape(-1).expand(matrix.shape[1]),
-    )
-
-
-CONTRACTIONS: dict[Any, Rule] = {aten.convolution: convolution, aten.mm: matrix_product, aten.addmm: matrix_product}
+CONTRACTIONS: dict[Any, Rule] = {
+    aten.convolution: convolution,
+    aten.mm: matrix_product,
+    aten.addmm: matrix_product,
+    aten.bmm: matrix_product,
+}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.graph import ChannelGraph, Keep
 from compression.ledger import Mismatch, Proof, owned_tensors
-from compression.tracing import run_traced
+from compression.tracing import run_traced, tensors_in
 from models.widths import install_
 
 TOLERANCE = 1e-4  # of the outputs' largest absolute value
@@ -31,7 +32,7 @@ class Cut:
     Attributes:
         indices: for each tensor that changes, the kept positions along each dimension.
         values: buffers whose values change: gathers must point at the channels' new places.
-        groups: new numbers of groups of convolutions and norms, by module.
+        groups: new numbers by module that no shape tells, see ``models.widths.group_counts``.
     """
 
     indices: dict[str, dict[int, Tensor]]
@@ -68,16 +69,15 @@ def plan_cut(graph: ChannelGraph, keep: Keep) -> Cut:
             index = torch.where(stays[index], index, route.zero)
         new = places[index]
         values[route.buffer] = torch.where(new == len(places[stays]) - 1, -1, new) if (route.index < 0).any() else new
-    for weight, whole in graph.ledger.whole_groups.items():
-        if whole and 0 in indices.get(weight, {}):
-            module = weight.rpartition(".")[0]
-            rows = graph.shapes[weight][0]
-            dense = next(c for c in graph.contractions if c.weight == weight)
-            groups[module] = dense.groups * len(indices[weight][0]) // rows
-    for module, (count, nodes) in graph.ledger.norm_groups.items():
-        stays = ~gone[component[nodes.numpy()]]
-        if not stays.all():
-            groups[module] = count * int(stays.sum()) // len(stays)
+    for contraction in graph.contractions:
+        weight = contraction.weight
+        if graph.ledger.whole_groups.get(weight) and 0 in indices.get(weight, {}):
+            groups[contraction.module] = contraction.groups * len(indices[weight][0]) // graph.shapes[weight][0]
+    for norms in (graph.ledger.norm_groups, {module: (len(nodes), nodes) for module, nodes in graph.ledger.unsized_norms.items()}):
+        for module, (count, nodes) in norms.items():
+            stays = ~gone[component[nodes.numpy()]]
+            if not stays.all():
+                groups[module] = count * int(stays.sum()) // len(stays)
     return Cut(indices, values, groups)
 
 
@@ -118,15 +118,13 @@ def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: T
     gone, component = graph.removed(keep), graph.component
 
     def left(nodes: Tensor) -> Tensor:
-        numbers = component[nodes.numpy()]
-        return torch.from_numpy(numbers[~gone[numbers]])
+        return nodes[torch.from_numpy(~gone[component[nodes.numpy()]])]
 
     routes = {}
     for route in graph.routes:
-        numbers = torch.from_numpy(component[route.read.numpy()])
-        found = numbers[route.index % len(numbers)]
+        found = route.read[route.index]
         if route.zero is not None:
-            found = torch.where(torch.from_numpy(gone)[found], numbers[route.zero], found)
+            found = torch.where(torch.from_numpy(gone[component[found.numpy()]]), route.read[route.zero], found)
         stays = torch.from_numpy(~gone[component[graph.ledger.bases[route.buffer, 0].numpy()]])
         routes[route.buffer] = found[stays]
     proof = Proof(
@@ -134,8 +132,11 @@ def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: T
         graph.ledger.levels,
         whole_groups=dict(graph.ledger.whole_groups),
         expected={key: left(nodes) for key, nodes in graph.ledger.bases.items()},
-        expected_fresh=[torch.from_numpy(component[nodes.numpy()]) for nodes in graph.ledger.made],
+        expected_fresh=list(graph.ledger.made),
         expected_routes=routes,
+        component=torch.from_numpy(component),
+        decisions=graph.ledger.decisions,
+        fixed=set(component[list(graph.ledger.reasons)].tolist()),
     )
     try:
         run_traced(shrunk, inputs, proof)
@@ -160,6 +161,8 @@ def prove_outputs(shrunk: nn.Module, dense: nn.Module, graph: ChannelGraph, keep
         difference = relative_difference(shrunk(inputs), masked(inputs))
         if not difference <= TOLERANCE:  # float32 may round so far apart; float64 does not
             difference = relative_difference(deepcopy(shrunk).double()(inputs.double()), masked.double()(inputs.double()))
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise NotProved(" ".join(str(error).split())[:200]) from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -168,6 +171,11 @@ def prove_outputs(shrunk: nn.Module, dense: nn.Module, graph: ChannelGraph, keep
     return difference
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Return max |a - b| / max |b|."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
+def relative_difference(a: Any, b: Any) -> float:
+    """Return max |a - b| / max |b|, the largest of those of all tensors in two outputs of the same structure."""
+    ours, theirs = tensors_in(a), tensors_in(b)
+    if len(ours) != len(theirs) or any(x.shape != y.shape for x, y in zip(ours, theirs, strict=True)):
+        return float("inf")
+    pairs = [(x.double(), y.double()) for x, y in zip(ours, theirs, strict=True) if x.numel()]
+    differences = [(x - y).abs().max() / y.abs().max().clamp_min(1e-12) for x, y in pairs]
+    return float(torch.stack(differences).max()) if differences else 0.0

@@ -55,11 +55,14 @@ class Coordinates:
         name: the parameter or buffer.
         places: for each of its dimensions, the elements' positions along it.
         direct: whether the tensor is the buffer itself.
+        order: the dimension that each axis is, where nothing but the order of the axes has changed; else None. A size
+            of 1 has no other sign of where it comes from.
     """
 
     name: str
     places: tuple[Tensor, ...]
     direct: bool
+    order: tuple[int, ...] | None = None
 
     @classmethod
     def whole(cls, name: str, tensor: Tensor) -> Coordinates:
@@ -69,7 +72,7 @@ class Coordinates:
             shape = [1] * tensor.ndim
             shape[dim] = size
             places.append(torch.arange(size).view(shape).expand(tensor.shape))
-        return cls(name, tuple(places), True)
+        return cls(name, tuple(places), True, tuple(range(tensor.ndim)))
 
     def moved(self, movement: Callable[[Tensor], Tensor]) -> Coordinates:
         """Return the coordinates after a data movement."""
@@ -77,6 +80,10 @@ class Coordinates:
 
     def along(self, axis: int) -> tuple[int, Tensor] | None:
         """Return the dimension that alone varies along an axis, and the positions; None where it is not so simple."""
+        if self.order is not None:
+            return self.order[axis], torch.arange(self.places[0].shape[axis])
+        if len(self.places) == 1 and self.places[0].ndim == 1:
+            return 0, self.places[0]
         stripped = [strip(place) for place in self.places]
         varying = [dim for dim, place in enumerate(stripped) if place.shape[axis] > 1]
         if len(varying) != 1 or stripped[varying[0]].numel() != stripped[varying[0]].shape[axis]:

@@ -87,7 +87,9 @@ class Ledger:
     sites: dict[int, Tensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     made: list[Tensor] = field(default_factory=list)
-    zeros: list[int] = field(default_factory=list)
+    decisions: dict[tuple[int, int], bool] = field(default_factory=dict)
+    unsized_norms: dict[str, Tensor] = field(default_factory=dict)
+    zeros: set[int] = field(default_factory=set)
     count: int = 0
     left: list[Tensor] = field(default_factory=list)
     right: list[Tensor] = field(default_factory=list)
@@ -110,7 +112,7 @@ class Ledger:
         """Return new nodes that are pinned from the start; ``zero`` where they are channels of zeros."""
         nodes = self._number(count)
         self.made.append(nodes)
-        self.zeros += nodes.tolist() if zero else []
+        self.zeros |= set(nodes.tolist()) if zero else set()
         self.pin(nodes, reason)
         return nodes
 
@@ -125,10 +127,24 @@ class Ledger:
         for node in torch.unique(nodes).tolist():
             self.reasons.setdefault(node, reason)
 
-    def site(self, number: int, nodes: Tensor) -> int:
-        """Register an operation (by its number) whose sizes may follow from the shapes; return the reading to take."""
+    def site(self, number: int, nodes: Tensor, in_parts: bool = True) -> int:
+        """Register an operation (by its number) whose sizes may follow from the shapes; return the reading to take.
+
+        ``in_parts`` says whether the first reading is possible.
+        """
         self.sites[number] = torch.unique(nodes)
-        return self.levels.get(number, 0)
+        self.levels[number] = max(self.levels.get(number, 0), 0 if in_parts else 1)
+        return self.levels[number]
+
+    def decide(self, number: int, axis: int, varies: bool) -> bool:
+        """Note whether an operation met channels along an axis: where one channel is left, nothing else tells."""
+        self.decisions[number, axis] = varies
+        return varies
+
+    def touch(self, nodes: Tensor) -> None:
+        """Note that an operation may have made something else of channels of zeros, or written to them."""
+        if self.zeros:
+            self.zeros -= set(torch.unique(nodes).tolist())
 
     def route(self, buffer: str, read: Tensor, index: Tensor) -> Tensor:
         """Note a gather by a buffer; return the nodes of its outputs."""
@@ -173,13 +189,16 @@ class Ledger:
 class Proof(Ledger):
     """The trace of a shrunk network: every channel must be the one that the record of the whole network foresees.
 
-    Nodes are component numbers of that record here. ``expected`` gives those of each kept slot, ``expected_fresh``
-    those of the pinned nodes in the order of their making, ``expected_routes`` what each buffer's gather must find.
+    Nodes are those of that record. ``expected`` gives those of each kept slot, ``expected_fresh`` those of the pinned
+    nodes in the order of their making, ``expected_routes`` what each buffer's gather must find, ``component`` what
+    lives or dies together and ``fixed`` the components that may not go.
     """
 
     expected: dict[Slots, Tensor] = field(default_factory=dict)
     expected_fresh: list[Tensor] = field(default_factory=list)
     expected_routes: dict[str, Tensor] = field(default_factory=dict)
+    fixed: set[int] = field(default_factory=set)
+    component: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def nodes(self, name: str, dim: int) -> Tensor:
         found = self.expected.get((name, dim))
@@ -200,14 +219,22 @@ class Proof(Ledger):
 
     def tie(self, a: Tensor, b: Tensor) -> None:
         try:
-            equal = bool((a == b).all())
+            equal = bool((self.component[a] == self.component[b]).all())
         except RuntimeError:
             equal = False
         if not equal:
             raise Mismatch("channels meet that did not meet before")
 
+    def site(self, number: int, nodes: Tensor, in_parts: bool = True) -> int:
+        return self.levels.get(number, 0)
+
+    def decide(self, number: int, axis: int, varies: bool) -> bool:
+        return self.decisions.get((number, axis), varies)
+
     def pin(self, nodes: Tensor, reason: str) -> None:
-        """Nothing can be pinned any more."""
+        """What is pinned now must have been pinned before."""
+        if not set(self.component[torch.unique(nodes)].tolist()) <= self.fixed:
+            raise Mismatch(reason)
 
 
 def owned_tensors(model: nn.Module) -> dict[int, tuple[str, Tensor]]:

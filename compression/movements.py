@@ -5,6 +5,9 @@ What needs care is where a size in the code decides which channels go where; ``r
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +17,9 @@ from compression.labels import Coordinates, Label, strip
 from compression.rules import Call, Mark, Outcome, Rule, aten, barrier
 
 
-def _with(call: Call, ids: Tensor, **changes: Any) -> Any:
+def redo(call: Call, ids: Tensor) -> Any:
     """Do the call's operation with other data."""
-    arguments = {**call.arguments, **changes}
+    arguments = dict(call.arguments)
     name = next(iter(arguments))
     arguments[name] = ids
     positional = [arguments[a.name] for a in call.op._schema.arguments if not a.kwarg_only]
@@ -26,14 +29,24 @@ def _with(call: Call, ids: Tensor, **changes: Any) -> Any:
 def plain(call: Call) -> Outcome:
     """Movements that commute with removing channels: transposed, flipped, repeated, copied."""
     mark = call.mark(next(iter(call.arguments)))
-    return barrier(call) if mark is None else mark.moved(lambda ids: _with(call, ids))
+    return barrier(call) if mark is None else mark.moved(lambda ids: redo(call, ids))
+
+
+def reorder(call: Call) -> Outcome:
+    """Movements that only put axes into another order."""
+    mark = call.mark("self")
+    if not isinstance(mark, Coordinates) or mark.order is None:
+        return plain(call)
+    axes = redo(call, torch.zeros(*range(2, 2 + len(mark.order)))).shape  # sizes of its own for each axis
+    moved = mark.moved(lambda ids: redo(call, ids))
+    return replace(moved, order=tuple(mark.order[size - 2] for size in axes))
 
 
 def unchanged(call: Call) -> Outcome:
     """Copies and casts."""
     mark = call.mark(next(iter(call.arguments)))
     if isinstance(mark, Coordinates):
-        return Coordinates(mark.name, mark.places, False)
+        return replace(mark, direct=False)
     return mark
 
 
@@ -64,112 +77,55 @@ def _tied(call: Call, ids: Tensor, axes: list[int], shape: torch.Size) -> Label:
     return Label(strip(first), shape)
 
 
-def parts(call: Call) -> Outcome:
-    """split, chunk, unbind: parts of equal size may follow the shape."""
-    mark, dim = call.mark("self"), call["dim"]
-    if mark is None:
-        return barrier(call)
-    results = list(call.result)
-    if isinstance(mark, Coordinates):
-        pieces = [_with(call, place) for place in mark.places]
-        return [Coordinates(mark.name, tuple(piece[i] for piece in pieces), False) for i in range(len(results))]
-    dim %= len(mark.shape)
-    full = mark.full()
-    if dim in mark.axes:
-        sizes = {result.shape[dim] if result.ndim == full.ndim else 1 for result in results}
-        level = call.ledger.site(call.number, mark.ids) if len(sizes) == 1 else 2
-        if level == 0:
-            size = sizes.pop()
-            first = full.narrow(dim, 0, size)
-            for i in range(1, len(results)):
-                call.ledger.tie(full.narrow(dim, i * size, size), first)
-            full = torch.cat([first] * len(results), dim)
-        else:
-            call.ledger.pin(mark.ids, f"{call.where} cuts the channels at fixed places")
-    return [Label.of(piece) for piece in _with(call, full)]
-
-
-def slice_(call: Call) -> Outcome:
-    """x[:, start:end:step] along channels."""
-    mark = call.mark("self")
-    if mark is None:
-        return barrier(call)
-    dim = call["dim"] % call.result.ndim
-    if isinstance(mark, Coordinates) or dim not in mark.axes or call.result.shape == mark.shape:
-        return mark.moved(lambda ids: _with(call, ids))
-    size, ids = mark.shape[dim], mark.full()
-    start, end, step = (call[name] for name in ("start", "end", "step"))
-    start = min(max(start + size if (start or 0) < 0 else start or 0, 0), size)
-    end = min(size if end is None else end + size if end < 0 else end, size)
-    part = step if step > 1 else end - start
-    fits = size % part == 0 and (start < step and end == size if step > 1 else start % part == 0)
-    level = call.ledger.site(call.number, mark.ids) if fits else 1
-    if level == 0:
-        shape = (*mark.shape[:dim], size // part, part, *mark.shape[dim + 1 :])
-        split, tied = ids.reshape(shape), dim + 1 if step > 1 else dim
-        first = split.narrow(tied, 0, 1)
-        call.ledger.tie(first, split)
-        ids = first.expand(shape).reshape(mark.shape)
-    elif level == 1 and step == 1:
-        fixed = ids.narrow(dim, 0, end) if end < size else ids.narrow(dim, 0, start)
-        call.ledger.pin(fixed, f"{call.where} takes channels by fixed places")
-    else:
-        call.ledger.pin(ids, f"{call.where} takes channels by fixed places")
-    return Label.of(_with(call, ids))
-
-
-def select(call: Call) -> Outcome:
-    """x[:, k]: one channel by its place."""
-    mark = call.mark("self")
-    if isinstance(mark, Label) and call["dim"] % len(mark.shape) in mark.axes:
-        call.ledger.pin(mark.ids, f"{call.where} takes a channel by its place")
-    return plain(call)
-
-
 def cat(call: Call) -> Outcome:
     """Concatenate; a part without channels of its own (a constant) is pinned."""
-    tensors, dim, ledger = call["tensors"], call["dim"], call.ledger
-    marks = [call.marks.get(id(tensor)) for tensor in tensors]
-    ndim = call.result.ndim
-    dim %= ndim
+    tensors = [tensor for tensor in call["tensors"] if tensor.numel()]
+    return _joined(call, tensors, [call.marks.get(id(tensor)) for tensor in tensors], call["dim"] % call.result.ndim)
+
+
+def stack(call: Call) -> Outcome:
+    """Concatenate along a new axis."""
+    dim = call["dim"] % call.result.ndim
+    marks = [call.marks.get(id(tensor)) for tensor in call["tensors"]]
+    moved = [mark if mark is None else mark.moved(lambda ids: ids.unsqueeze(dim)) for mark in marks]
+    return _joined(call, [tensor.unsqueeze(dim) for tensor in call["tensors"]], moved, dim)
+
+
+def _joined(call: Call, tensors: list[Tensor], marks: Sequence[Mark | None], dim: int) -> Outcome:
+    ledger = call.ledger
     if not any(isinstance(mark, Label) for mark in marks):
         return barrier(call)
     labels: list[Label] = []
+    wanted = frozenset().union(*(mark.axes for mark in marks if isinstance(mark, Label))) or frozenset({dim})
     for tensor, mark in zip(tensors, marks, strict=True):
-        label = mark if isinstance(mark, Label) else _as_label(call, tensor, mark)
+        label = mark if isinstance(mark, Label) else _as_label(call, tensor, mark, wanted)
         if label is None:
             return barrier(call)
         labels.append(label)
     axes = frozenset().union(*(label.axes for label in labels))
+    if axes and dim not in axes:  # lined up along another axis (stacked, say): the channels meet place by place
+        ids = max((label.ids for label in labels), key=lambda ids: ids.numel())
+        for label in labels:
+            ledger.tie(label.ids, ids)
+        return Label(ids, call.result.shape)
     pieces = []
     for label in labels:
         shape = [size if axis in axes or axis == dim else 1 for axis, size in enumerate(label.shape)]
         pieces.append(label.ids.expand(shape))
-    ids = strip(torch.cat(pieces, dim))
-    if dim not in axes and dim in _axes(ids):  # parts that look alike within and differ among each other
-        for label in labels:
-            ledger.pin(label.ids, f"{call.where} lines up channels that are not told apart")
-    return Label(ids, call.result.shape)
+    return Label(strip(torch.cat(pieces, dim)), call.result.shape)
 
 
-def _axes(ids: Tensor) -> frozenset[int]:
-    return frozenset(axis for axis, size in enumerate(ids.shape) if size > 1)
-
-
-def _as_label(call: Call, tensor: Tensor, mark: Mark | None) -> Label | None:
-    """Give a parameter or a constant that joins activations nodes of its own."""
-    if mark is None:
-        shape = [1] * tensor.ndim
-        shape[call["dim"]] = tensor.shape[call["dim"]]
-        node = call.ledger.fresh(tensor.shape[call["dim"]], f"a constant joins the channels at {call.where}")
-        return Label(node.view(shape), tensor.shape)
-    assert isinstance(mark, Coordinates)
-    places = [(dim, strip(place)) for dim, place in enumerate(mark.places)]
-    moving = [(dim, place) for dim, place in places if place.numel() > 1]
-    if len(moving) != 1:
+def _as_label(call: Call, tensor: Tensor, mark: Mark | None, axes: frozenset[int]) -> Label | None:
+    """Give a parameter or a constant that joins activations nodes of its own along the axes of their channels."""
+    if isinstance(mark, Coordinates):
+        places = [(dim, strip(place)) for dim, place in enumerate(mark.places)]
+        moving = [(dim, place) for dim, place in places if any(place.shape[axis] > 1 for axis in axes)]
+        return Label(call.ledger.nodes(mark.name, moving[0][0])[moving[0][1]], tensor.shape) if len(moving) == 1 else None
+    if len(axes) > 1:
         return None
-    dim, place = moving[0]
-    return Label(call.ledger.nodes(mark.name, dim)[place], tensor.shape)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
+    nodes = call.ledger.fresh(math.prod(shape), f"a constant joins the channels at {call.where}")
+    return Label(nodes.view(shape), tensor.shape)
 
 
 def pad(call: Call) -> Outcome:
@@ -181,7 +137,7 @@ def pad(call: Call) -> Outcome:
     for i in range(0, len(amounts), 2):
         axis = ids.ndim - 1 - i // 2
         before, after = amounts[i], amounts[i + 1]
-        if axis not in label.axes:
+        if not call.ledger.decide(call.number, axis, axis in label.axes):
             shape = list(ids.shape)
             shape[axis] += before + after
             ids = ids.narrow(axis, 0, 1).expand(shape)
@@ -205,87 +161,41 @@ def _constant(call: Call, ids: Tensor, axis: int, count: int) -> Tensor | None:
     return nodes.view(shape).expand(expanded)
 
 
-def roll(call: Call) -> Outcome:
-    """Rolling channels by a fixed number: those that wrap around stay."""
-    label = call.label("self")
-    if label is None:
-        return barrier(call)
-    for shift, dim in zip(call["shifts"], call["dims"] or [0], strict=True):
-        dim %= len(label.shape)
-        if dim in label.axes:
-            size = label.shape[dim]
-            shift %= size
-            wrapped = label.full().narrow(dim, size - shift, shift) if call["dims"] else label.ids
-            call.ledger.pin(wrapped, f"{call.where} wraps a fixed number of channels around")
-    return plain(call)
-
-
-def pixel_shuffle(call: Call) -> Outcome:
-    """Channels become pixels and back."""
-    return plain(call)
-
-
-def channel_shuffle(call: Call) -> Outcome:
-    """The same place of every group is tied."""
-    label = call.label("self")
-    if label is None:
-        return barrier(call)
-    by_group = label.vector(1, call.ledger).view(call["groups"], -1)
-    call.ledger.tie(by_group[:1], by_group)
-    return plain(call)
-
-
-def glu(call: Call) -> Outcome:
-    """Gated linear unit: the halves are tied place by place."""
-    label = call.label("self")
-    if label is None:
-        return barrier(call)
-    dim = call["dim"] % len(label.shape)
-    half = label.shape[dim] // 2
-    ids = label.full()
-    call.ledger.tie(ids.narrow(dim, 0, half), ids.narrow(dim, half, half))
-    return Label.of(ids.narrow(dim, 0, half))
-
-
 def gather(call: Call) -> Outcome:
     """x[:, index] or index_select: by an owned integer buffer a route that surgery can mend, else by fixed places."""
     mark = call.mark("self")
-    if mark is None:
-        return barrier(call)
     index = call.arguments.get("indices") or [*[None] * (call["dim"] % call.result.ndim), call["index"]]
-    axis = next((i for i, entry in enumerate(index) if entry is not None), 0)
-    single = sum(entry is not None for entry in index) == 1
+    chosen = [i for i, entry in enumerate(index) if entry is not None]
+    if mark is None or any(isinstance(call.marks.get(id(index[i])), Label) for i in chosen):
+        return barrier(call)
+    places = [None if entry is None else entry.cpu() for entry in index]
 
     def move(ids: Tensor) -> Tensor:
-        return aten.index(ids, index)
+        return aten.index(ids, places)
 
     if isinstance(mark, Coordinates):
         return mark.moved(move)
-    touched = [i for i, entry in enumerate(index) if entry is not None and i in mark.axes]
-    if not touched:
-        return mark.moved(move) if isinstance(mark, Label) else barrier(call)
+    masks = any(index[i].dtype in (torch.bool, torch.uint8) for i in chosen)
+    if not masks and not any(i in mark.axes for i in chosen):
+        return mark.moved(move)
+    axis = chosen[0]
     source = call.marks.get(id(index[axis]))
-    if not single or not isinstance(source, Coordinates) or not source.direct or index[axis].ndim != 1 or index[axis].dtype == torch.bool:
+    if masks or len(chosen) > 1 or not isinstance(source, Coordinates) or not source.direct or index[axis].ndim != 1:
         call.ledger.pin(mark.ids, f"{call.where} takes channels by fixed places")
         return mark.moved(move)
-    out = call.ledger.route(source.name, mark.vector(axis, call.ledger), index[axis])
+    out = call.ledger.route(source.name, mark.vector(axis, call.ledger), index[axis].cpu())
     shape = [1] * call.result.ndim
     shape[axis] = len(out)
     return Label(out.view(shape), call.result.shape)
 
 
 MOVEMENTS: dict[Any, Rule] = {
-    **dict.fromkeys((aten.permute, aten.transpose, aten.t, aten.unsqueeze, aten.squeeze, aten.expand, aten.flip, aten.repeat), plain),
+    **dict.fromkeys((aten.permute, aten.transpose, aten.t), reorder),
+    **dict.fromkeys((aten.unsqueeze, aten.squeeze, aten.expand, aten.flip, aten.repeat), plain),
     **dict.fromkeys((aten.clone, aten.detach, aten.alias, aten._to_copy, aten.contiguous, aten.lift_fresh), unchanged),
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias), view),
-    **dict.fromkeys((aten.split, aten.split_with_sizes, aten.unbind), parts),
-    **dict.fromkeys((aten.pixel_shuffle, aten.pixel_unshuffle), pixel_shuffle),
-    **dict.fromkeys((aten.channel_shuffle, aten.native_channel_shuffle), channel_shuffle),
     **dict.fromkeys((aten.index, aten.index_select), gather),
-    aten.slice: slice_,
-    aten.select: select,
     aten.cat: cat,
+    aten.stack: stack,
     aten.constant_pad_nd: pad,
-    aten.roll: roll,
-    aten.glu: glu,
 }

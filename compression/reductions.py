@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compression.labels import Coordinates, Label, together
 from compression.rules import Call, Outcome, Rule, aten, barrier, first_tensor
@@ -17,14 +19,13 @@ def batch_norm(call: Call) -> Outcome:
     if label is None:
         return barrier(call)
     vector = label.vector(1, call.ledger)
+    call.ledger.unsized_norms[call.module] = vector
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.arguments.get(name) is None:
             continue
         mark = call.mark(name)
-        place = mark.along(0) if isinstance(mark, Coordinates) and call[name].numel() > 1 else None
-        if isinstance(mark, Coordinates) and mark.direct:
-            call.ledger.tie(call.ledger.nodes(mark.name, 0), vector)
-        elif isinstance(mark, Coordinates) and place is not None:
+        place = mark.along(0) if isinstance(mark, Coordinates) else None
+        if isinstance(mark, Coordinates) and place is not None:
             call.ledger.tie(call.ledger.nodes(mark.name, place[0])[place[1]], vector)
         else:
             call.ledger.pin(vector, f"{call.where} takes a '{name}' that is computed")
@@ -77,25 +78,32 @@ def reduction(call: Call) -> Outcome:
     dims = call.arguments.get("dim")
     dims = list(range(ndim)) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
     dims = [dim % ndim for dim in dims]
-    over_space = ndim == 4 and min(dims) >= 2
-    if not over_space and any(dim in label.axes for dim in dims):
-        call.ledger.pin(label.ids, f"{call.where} runs over channels")
-    ids = together(label.ids, dims, call.ledger)
+    ids = _over(call, label, dims, ndim == 4 and 1 not in dims)
     result = first_tensor(call.result)
     ids = ids.expand(torch.Size(1 if axis in dims else size for axis, size in enumerate(label.shape)))
-    outcome = Label.of(ids.reshape(result.shape))
-    return [outcome] * len(call.result) if isinstance(call.result, tuple) else outcome
+    return Label.of(ids.reshape(result.shape))
+
+
+def _over(call: Call, label: Label, dims: Sequence[int], spatial: bool) -> Tensor:
+    """Return the nodes after something that mixes the positions along axes.
+
+    Channels there must stay. But where pixels were made of channels (``spatial`` axes, and axis 1 has channels too),
+    those that are mixed live or die together.
+    """
+    if any(dim in label.axes for dim in dims) and not (spatial and 1 in label.axes):
+        call.ledger.pin(label.ids, f"{call.where} runs over channels")
+    return together(label.ids, list(dims), call.ledger)
 
 
 def resample(call: Call) -> Outcome:
-    """Pooling and interpolation over the axes behind the channels."""
+    """Pooling, interpolation and padding over the last one, two or three axes, as the operation's name says."""
     label, result = call.label("self" if "self" in call.arguments else "input"), first_tensor(call.result)
-    if label is None or result.ndim != len(label.shape):
+    found = re.search(r"(\d)d", str(call.op.overloadpacket))
+    if label is None or result.ndim != len(label.shape) or found is None:
         return barrier(call)
-    kept = 2 if result.shape[:2] == label.shape[:2] else 1
-    ids = together(label.ids, list(range(kept, result.ndim)), call.ledger)
-    outcome = Label(ids, result.shape)
-    return [outcome] * len(call.result) if isinstance(call.result, tuple) else outcome
+    space = int(found[1])
+    ids = _over(call, label, range(result.ndim - space, result.ndim), result.ndim == space + 2)
+    return Label(ids, result.shape)
 
 
 def _unless_along(call: Call, dims: Sequence[int], what: str) -> Outcome:
@@ -107,11 +115,11 @@ def _unless_along(call: Call, dims: Sequence[int], what: str) -> Outcome:
     return label
 
 
-def same(call: Call) -> Outcome:
-    """The channels stay where they are."""
-    mark = call.mark(next(iter(call.arguments)))
-    result = first_tensor(call.result)
-    return mark if isinstance(mark, Label) and mark.shape == result.shape else barrier(call)
+def restride(call: Call) -> Outcome:
+    """Global pooling sets the strides of its result with it: that leaves the channels where they are."""
+    mark, result = call.mark("self"), first_tensor(call.result)
+    in_order = result.numel() == result.shape[1] and result.stride(1) == 1 if result.ndim == 4 else False
+    return mark if isinstance(mark, Label) and mark.shape == result.shape and in_order else barrier(call)
 
 
 NORMS: dict[Any, Rule] = {
@@ -126,7 +134,11 @@ REDUCTIONS: dict[Any, Rule] = {
     **dict.fromkeys((aten.max_pool2d_with_indices, aten.avg_pool2d, aten._adaptive_avg_pool2d, aten.adaptive_max_pool2d), resample),
     **dict.fromkeys((aten.max_pool3d_with_indices, aten.avg_pool3d, aten._adaptive_avg_pool3d, aten.adaptive_max_pool3d), resample),
     **dict.fromkeys((aten.avg_pool1d, aten.max_pool1d, aten.mkldnn_max_pool2d), resample),
-    **dict.fromkeys((aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_nearest_exact2d), resample),
-    **dict.fromkeys((aten.reflection_pad2d, aten.replication_pad2d), resample),
-    aten.as_strided_: same,  # pooling restores strides with it
+    **dict.fromkeys((aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d), resample),
+    **dict.fromkeys((aten._upsample_nearest_exact1d, aten._upsample_nearest_exact2d, aten._upsample_nearest_exact3d), resample),
+    **dict.fromkeys((aten.upsample_linear1d, aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten.upsample_trilinear3d), resample),
+    **dict.fromkeys((aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa), resample),
+    **dict.fromkeys((aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d), resample),
+    **dict.fromkeys((aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d), resample),
+    aten.as_strided_: restride,
 }

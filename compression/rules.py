@@ -12,7 +12,7 @@ tried in order until a shrunk network proves one right:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,9 +74,9 @@ Outcome = Mark | None | list[Mark | None]
 Rule = Callable[[Call], Outcome]
 
 
-def barrier(call: Call) -> Outcome:
+def barrier(call: Call, what: str = "is not understood") -> Outcome:
     """Pin every channel that comes in; the result's channels are pinned too."""
-    reason = f"{call.where} is not understood"
+    reason = f"{call.where} {what}"
     for mark in call.marks.values():
         pin_mark(call, mark, reason)
     results = call.result if isinstance(call.result, list | tuple) else [call.result]
@@ -103,6 +103,8 @@ def _pinned(call: Call, result: Tensor, reason: str) -> Label:
 
 def elementwise(call: Call) -> Outcome:
     """Tie what meets at equal positions; per-channel parameters follow their channels."""
+    if not isinstance(first_tensor(call.result), Tensor):
+        return barrier(call)
     ledger, shape = call.ledger, first_tensor(call.result).shape
     tensors = [value for value in _flat(call.arguments.values()) if isinstance(value, Tensor)]
     labels = [mark for value in tensors if isinstance(mark := call.marks.get(id(value)), Label)]
@@ -111,8 +113,11 @@ def elementwise(call: Call) -> Outcome:
     if not labels:
         if len(parameters) == 1 and all(value.numel() == 1 for value in constants):
             mark = parameters[0][1]  # sign changes, scaling and the like keep each element in its place
-            return Coordinates(mark.name, mark.places, False) if mark.places and shape == mark.places[0].shape else None
+            direct = call.result is parameters[0][0]
+            return replace(mark, direct=direct) if mark.places and shape == mark.places[0].shape else None
         return barrier(call)
+    if any(value is call.result for value, _ in parameters):
+        return barrier(call)  # an activation is kept in a buffer
     aligned = [strip(align(label.ids, len(shape))) for label in labels]
     main = max(aligned, key=lambda ids: sum(size > 1 for size in ids.shape))
     axes = _varying(main)
@@ -125,6 +130,10 @@ def elementwise(call: Call) -> Outcome:
             ledger.tie(ids, main)
         else:
             ledger.pin(ids, f"{call.where} spreads it over other channels")
+    for label in labels:
+        offset = len(shape) - len(label.shape)
+        if any(offset + axis in axes and axis not in label.axes for axis, size in enumerate(label.shape) if size > 1):
+            ledger.pin(main, f"{call.where} combines it with channels that are not told apart")
     for value, mark in parameters:
         offset = len(shape) - value.ndim
         for dim, place in enumerate(mark.places):
@@ -157,5 +166,10 @@ def _flat(values: Any) -> list[Any]:
 
 
 ELEMENTWISE: dict[Any, Rule] = dict.fromkeys(  # torch tags all others as point-wise
-    (aten._prelu_kernel, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.copy_, aten.fill_, aten.zero_), elementwise
+    (
+        *(aten._prelu_kernel, aten.hardswish, aten.hardswish_, aten.log_sigmoid_forward, aten.copy_, aten.fill_, aten.zero_),
+        *(aten.masked_fill_, aten.mish_, aten.gelu_, aten.threshold_),
+        *(aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like),  # the same everywhere, so they follow any cut
+    ),
+    elementwise,
 )

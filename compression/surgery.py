@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from compression.cutting import Cut, apply_cut_, mask_, plan_cut, prove_channels, prove_outputs
 from compression.graph import ChannelGraph, Keep
+from compression.ledger import owned_tensors
 from utils.ema import EMA
 from utils.errors import UserError
 
@@ -41,11 +42,13 @@ def shrink_(
         The largest difference of the outputs, as a share of their largest absolute value.
 
     Raises:
-        UserError: the keep-set does not fit, or the optimizer's state can't be cut.
+        UserError: the keep-set does not fit, or the optimizer's state or the average can't be cut.
         NotProved: the shrunk network is not the masked one; nothing was changed.
     """
     cut = plan_cut(graph, keep)
     states = _cut_states(model, cut, optimizer) if optimizer else {}
+    if ema:
+        _check_average(model, ema.model)
     shrunk = deepcopy(model)
     apply_cut_(shrunk, cut)
     prove_channels(shrunk, graph, keep, inputs[:1])
@@ -60,12 +63,24 @@ def shrink_(
     return difference
 
 
+def _check_average(model: nn.Module, average: nn.Module) -> None:
+    ours, theirs = ({name: tuple(t.shape) for name, t in owned_tensors(m).values()} for m in (model, average))
+    if ours != theirs:
+        name = next(name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name))
+        raise UserError(f"the moving average is not of this network: {name} has shapes {ours.get(name)} and {theirs.get(name)}")
+
+
 def _cut_states(model: nn.Module, cut: Cut, optimizer: Optimizer) -> dict[nn.Parameter, dict[str, object]]:
     """Return, for each parameter that changes, what the optimizer remembers of it, cut alike.
 
     Raises:
         UserError: it remembers something that does not go along with the parameter.
     """
+    kind = type(optimizer).__name__
+    for key, value in vars(optimizer).items():
+        held = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, nn.Parameter) for item in held):
+            raise UserError(f"{kind} keeps the parameters themselves in '{key}' and can't follow a cut; use another optimizer")
     states: dict[nn.Parameter, dict[str, object]] = {}
     for name, parameter in model.named_parameters():
         if name not in cut.indices or parameter not in optimizer.state:
@@ -75,8 +90,10 @@ def _cut_states(model: nn.Module, cut: Cut, optimizer: Optimizer) -> dict[nn.Par
             if isinstance(value, Tensor) and value.ndim:
                 fits = value.ndim == parameter.ndim and all(a in (b, 1) for a, b in zip(value.shape, parameter.shape, strict=True))
                 if not fits:
-                    raise UserError(f"{type(optimizer).__name__} keeps '{key}' of shape {tuple(value.shape)} for {name}: it can't be cut")
+                    raise UserError(f"{kind} keeps '{key}' of shape {tuple(value.shape)} for {name}: it can't be cut")
                 value = _cut_broadcast(value, parameter, cut.indices[name])
+            elif not isinstance(value, Tensor | int | float | str | None):
+                raise UserError(f"{kind} keeps '{key}', a {type(value).__name__}, for {name}: it can't be cut")
             states[parameter][key] = value
     return states
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -19,22 +20,14 @@ from compression.contractions import CONTRACTIONS
 from compression.labels import Coordinates, Label
 from compression.ledger import Ledger, Mismatch
 from compression.movements import MOVEMENTS
+from compression.partitions import PARTITIONS
 from compression.reductions import NORMS, REDUCTIONS
 from compression.rules import ELEMENTWISE, Call, Mark, Outcome, Rule, aten, barrier, elementwise
 
 COMPUTE: dict[Any, Rule] = {**CONTRACTIONS, **NORMS, **ELEMENTWISE}
-RULES: dict[Any, Rule] = {**COMPUTE, **REDUCTIONS, **MOVEMENTS}
-# Only the shape of their argument counts.
-SHAPE_ONLY = {
-    aten.zeros_like,
-    aten.ones_like,
-    aten.empty_like,
-    aten.full_like,
-    aten.new_zeros,
-    aten.new_ones,
-    aten.new_empty,
-    aten.new_full,
-}
+MOVES = {**MOVEMENTS, **PARTITIONS}
+RULES: dict[Any, Rule] = {**COMPUTE, **REDUCTIONS, **MOVES}
+SHAPE_ONLY = {aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full}  # only the type of their argument counts
 
 
 def computes(func: Any) -> bool:
@@ -95,22 +88,23 @@ class _Tracer(TorchDispatchMode):
         call = Call(func, arguments, result, where, marks, self.ledger, self.followed, self.computed)
         rule = RULES.get(packet) or (elementwise if computing else barrier)
         before = len(self.ledger.contractions)
-        writes = schema.is_mutable and tensors and id(tensors[0]) not in marks
-        outcome = rule(call)
-        self._keep(outcome, result)
-        if writes:
-            self.tainted.add(tensors[0].untyped_storage().data_ptr())
+        written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        self._keep(rule(call), result)
+        if packet not in MOVES:
+            for mark in marks.values():
+                if isinstance(mark, Label):
+                    self.ledger.touch(mark.ids)
+        for tensor in written:
+            if isinstance(tensor, Tensor) and id(tensor) not in marks:
+                self.tainted.add(tensor.untyped_storage().data_ptr())
         self._watch(call, tensors, before, computing)
 
     def _keep(self, outcome: Outcome, result: Any) -> None:
-        if isinstance(result, Tensor):
-            mark = outcome[0] if isinstance(outcome, list) else outcome
-            if mark is not None:
-                self.marks[id(result)] = mark
-        elif isinstance(outcome, list):
-            for tensor, mark in zip(result, outcome, strict=False):
-                if isinstance(tensor, Tensor) and mark is not None:
-                    self.marks[id(tensor)] = mark
+        results = result if isinstance(result, list | tuple) else [result]
+        outcomes = outcome if isinstance(outcome, list) else [outcome] * len(results)
+        for tensor, mark in zip(results, outcomes, strict=False):
+            if isinstance(tensor, Tensor) and mark is not None:
+                self.marks[id(tensor)] = mark
 
     def _watch(self, call: Call, tensors: list[Tensor], before: int, computing: bool) -> None:
         """Keep track of which tensor shows a contraction's channels as their readers will see them."""
@@ -136,7 +130,7 @@ def _same_map(contraction: Any, mark: Mark | None, result: Tensor) -> bool:
     if not isinstance(mark, Label):
         return False
     width = len(contraction.out)
-    return result.shape[1 if contraction.spatial else -1] == width and (not contraction.spatial or result.ndim == 4)
+    return result.ndim == 4 and result.shape[1] == width if contraction.spatial else result.ndim > 0 and result.shape[-1] == width
 
 
 @contextmanager
@@ -174,19 +168,22 @@ def run_traced(model: nn.Module, inputs: Tensor, ledger: Ledger) -> Ledger:
     tracer = _Tracer(ledger, inputs)
     with torch.no_grad(), prepared(model, tracer), tracer:
         outputs = model(inputs)
-    for output in _tensors_in(outputs):
+    for output in tensors_in(outputs):
         mark = tracer.mark_of(output)
         if isinstance(mark, Label):
             ledger.pin(mark.ids, "the network's output")
     return ledger
 
 
-def _tensors_in(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors of an output: itself, or what is in its lists, tuples, dicts and data classes."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [tensor for item in value for tensor in _tensors_in(item)] if isinstance(value, list | tuple) else []
+    elif is_dataclass(value):
+        value = list(vars(value).values())
+    return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
 
 
-__all__ = ["RULES", "Mismatch", "run_traced"]
+__all__ = ["RULES", "Mismatch", "run_traced", "tensors_in"]

@@ -15,7 +15,7 @@ def install_(model: nn.Module, tensors: Mapping[str, Tensor], groups: Mapping[st
     Args:
         model: changed in place; tensors that are not named stay the same objects.
         tensors: new parameters and buffers; a parameter that has several names is replaced under all of them.
-        groups: new numbers of groups of grouped convolutions and group norms, by module name.
+        groups: new numbers that no shape tells, by module name; see ``group_counts``.
     """
     replaced: dict[int, Tensor] = {}
     owners = {name: _owner(model, name) for name in tensors}
@@ -25,15 +25,18 @@ def install_(model: nn.Module, tensors: Mapping[str, Tensor], groups: Mapping[st
             replaced[id(old)] = nn.Parameter(tensors[name].detach(), requires_grad=old.requires_grad)
         else:
             replaced[id(old)] = tensors[name].detach()
+    changed: list[nn.Module] = []
     for module in model.modules():
         for registry in (module._parameters, module._buffers):
             for key, old in list(registry.items()):
                 if old is not None and id(old) in replaced:
                     registry[key] = replaced[id(old)]  # type: ignore[assignment]
+                    changed.append(module)
     modules = dict(model.named_modules())
     for name, count in (groups or {}).items():
-        setattr(modules[name], "num_groups" if isinstance(modules[name], nn.GroupNorm) else "groups", count)
-    for module in {id(module): module for module, _ in owners.values()}.values():
+        if (attribute := _unseen(modules[name])) is not None:
+            setattr(modules[name], attribute, count)
+    for module in {id(module): module for module in changed}.values():
         set_sizes_(module)
 
 
@@ -65,19 +68,28 @@ def set_sizes_(module: nn.Module) -> None:
         values = {"num_channels": module.weight.shape[0]}
     elif isinstance(module, nn.PReLU):
         values = {"num_parameters": module.weight.shape[0]}
+    elif isinstance(module, nn.Embedding):
+        values = {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    elif isinstance(module, nn.Bilinear):
+        values = dict(zip(("out_features", "in1_features", "in2_features"), module.weight.shape, strict=True))
     for name, value in values.items():
         setattr(module, name, value)
 
 
 def group_counts(model: nn.Module) -> dict[str, int]:
-    """Return the numbers of groups of grouped convolutions and group norms, which no shape tells."""
-    counts = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1:
-            counts[name] = module.groups
-        elif isinstance(module, nn.GroupNorm):
-            counts[name] = module.num_groups
-    return counts
+    """Return what no shape tells: numbers of groups of convolutions and group norms, channels of bare instance norms."""
+    modules = model.named_modules()
+    return {name: getattr(module, attribute) for name, module in modules if (attribute := _unseen(module)) is not None}
+
+
+def _unseen(module: nn.Module) -> str | None:
+    """Return the size attribute of a module that its tensors' shapes do not tell."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "groups"
+    if isinstance(module, nn.GroupNorm):
+        return "num_groups"
+    bare = isinstance(module, nn.modules.batchnorm._NormBase) and not list(module.parameters()) and not list(module.buffers())
+    return "num_features" if bare else None
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
