@@ -1,0 +1,152 @@
+"""Which networks can be cut: every classification network of torchvision, to about 60 % of its multiply-adds.
+
+python -m benchmarks.coverage --out FILE
+
+A network passes if its narrow form equals the masked one in eval mode, is the same after it was saved and loaded again,
+and takes a training step. Weights are random, with norms and scales drawn so that no zero or one hides a mistake. What
+can't be cut within a network is listed with its reason. Each network runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.reporting import report
+from compression.allocation import Budget, allocate
+from compression.channels import trace
+from compression.costs import macs_cost
+from compression.criteria import score
+from compression.cutting import relative_difference
+from compression.narrowing import spec_of
+from compression.plan import entries_of, make_plan
+from compression.surgery import shrink_
+from models import build
+from models.external import torchvision_names
+from models.widths import resize_
+from utils.profile import count_macs
+from utils.spec import ModelSpec
+
+SHARE = 0.6
+SIZES = {"inception_v3": 299}
+
+
+def draw_(model: nn.Module) -> None:
+    """Draw statistics, norms and small scales at random, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 1 or name == "layer_scale":
+                parameter.data.normal_(0.8 if name != "bias" else 0, 0.2)
+            elif not parameter.any():  # some heads start as zeros
+                parameter.data.normal_(0, 0.05)
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Cut one network and return its row."""
+    torch.manual_seed(0)
+    spec = ModelSpec(name, 10, SIZES.get(name, 224))
+    model = build(spec).eval()
+    draw_(model)
+    inputs = torch.randn(2, 3, spec.imgsz, spec.imgsz)
+    start = time.perf_counter()
+    graph = trace(model, inputs[:1])
+    seconds = time.perf_counter() - start
+    total = count_macs(model, spec)
+    cost = macs_cost(graph, total)
+    entries = entries_of(graph, name)
+    least = cost(cost.vector({group.name: max(len(group.fixed), 1) for entry in entries for group in entry})) / total
+    share = max(SHARE, least + 0.05)
+    widths = allocate(graph, entries, Budget(cost, share, "macs"), 1, 1, None)
+    orders = {key: value.order.tolist() for key, value in score("random", model, graph, None, 0).groups.items()}
+    plan = make_plan(graph, widths, orders)
+    narrow = deepcopy(model)
+    difference = shrink_(narrow, graph, plan.kept, inputs)
+    after = spec_of(spec, model, narrow)
+    row = {
+        "model": name,
+        "passes": reloads(narrow, after, inputs) and trains(narrow, inputs),
+        "macs": count_macs(narrow, after) / total,
+        "difference": difference,
+        "cut": f"{len(graph.prunable)} of {len(graph.groups) - 1} groups",
+        "trace_s": round(seconds, 2),
+        "stays": reasons(graph.groups),
+    }
+    return row
+
+
+def reloads(narrow: nn.Module, spec: ModelSpec, inputs: torch.Tensor) -> bool:
+    """Save and load; whether the logits are the same."""
+    buffer = io.BytesIO()
+    torch.save({"spec": spec.to_dict(), "state": narrow.state_dict()}, buffer)
+    buffer.seek(0)
+    content = torch.load(buffer, weights_only=True)
+    again = build(ModelSpec.from_dict(content["spec"])).eval()
+    resize_(again, content["state"], spec.groups)
+    again.load_state_dict(content["state"])
+    with torch.no_grad():
+        return relative_difference(again(inputs), narrow(inputs)) < 1e-5
+
+
+def trains(narrow: nn.Module, inputs: torch.Tensor) -> bool:
+    """Take a training step; whether the loss and every gradient are finite."""
+    narrow.train()
+    optimizer = torch.optim.SGD(narrow.parameters(), lr=1e-4)
+    loss = nn.functional.cross_entropy(narrow(inputs), torch.tensor([0, 1]))
+    loss.backward()
+    optimizer.step()
+    return bool(loss.isfinite()) and all(p.grad is None or bool(p.grad.isfinite().all()) for p in narrow.parameters())
+
+
+def reasons(groups: Any) -> str:
+    """Return why groups stay, each reason once, without the names of modules; the network's output is left out."""
+    found: dict[str, int] = {}
+    for group in groups:
+        if group.reason and group.reason != "the network's output":
+            words = [w if "." not in w else "..." for w in group.reason.split()]
+            found[" ".join(words)] = found.get(" ".join(words), 0) + 1
+    return "; ".join(f"{count}x {reason}" for reason, count in found.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=[], help="only these")
+    parser.add_argument("--one", default="", help="examine one network and print its row as JSON")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=600, help="limit for one network")
+    parser.add_argument("--out", default="", help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.one:
+        print(json.dumps(examine(options.one)))
+        return
+    rows = []
+    for name in options.models or torchvision_names():
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.coverage", "--one", name, "--threads", str(options.threads)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=options.seconds, check=False)
+            lines = done.stdout.splitlines() if not done.returncode else []
+            why = (done.stderr.splitlines() or ["it was killed"])[-1]
+        except subprocess.TimeoutExpired:
+            lines, why = [], f"took more than {options.seconds} s"
+        failed = {"model": name, "passes": False, "macs": 1.0, "difference": 0.0, "cut": "", "trace_s": 0.0, "stays": why}
+        rows.append(json.loads(lines[-1]) if lines else failed)
+        print(rows[-1], flush=True)
+    report("coverage", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()

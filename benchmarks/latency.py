@@ -1,0 +1,69 @@
+"""Is it really faster: latency of dense and pruned networks at half the multiply-adds, eager torch, beside the MACs ratio.
+
+python -m benchmarks.latency --out FILE
+
+Networks take turns pass by pass, so that all meet the same noise; medians. Weights are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from copy import deepcopy
+
+import torch
+
+from benchmarks.reporting import report
+from compression.allocation import Budget, allocate
+from compression.channels import trace
+from compression.costs import macs_cost
+from compression.cutting import apply_cut_, plan_cut
+from compression.plan import entries_of, make_plan
+from models import build
+from utils.profile import count_macs, example_input, measure_latency
+from utils.spec import ModelSpec
+
+NETWORKS = {"resnet56": 32, "yolov5n-cls": 224, "yolov5s-cls": 224, "resnet50": 224}
+SHARE = 0.5
+ROUNDINGS = (1, 8, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--passes", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default="", help="JSON file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    for name in options.models:
+        spec = ModelSpec(name, 1000 if NETWORKS[name] == 224 else 10, NETWORKS[name])
+        dense = build(spec).eval()
+        graph, total = trace(dense, example_input(dense, spec)), count_macs(dense, spec)
+        entries = entries_of(graph, name)
+        models, shares = [dense], [1.0]
+        for rounding in ROUNDINGS:
+            widths = allocate(graph, entries, Budget(macs_cost(graph, total), SHARE, "macs"), rounding, 1, None)
+            plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
+            narrow = deepcopy(dense)
+            apply_cut_(narrow, plan_cut(graph, plan.kept))
+            models.append(narrow)
+            shares.append(count_macs(narrow, spec) / total)
+        models = [model.to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
+        for batch in (1, 32):
+            inputs = torch.randn(batch, 3, spec.imgsz, spec.imgsz).to(memory_format=torch.channels_last)
+            passes = options.passes * (4 if batch == 1 else 1)
+            times = measure_latency(models, inputs, passes)
+            for label, taken, share in zip(("dense", *(f"round-to {r}" for r in ROUNDINGS)), times, shares, strict=True):
+                speed_up = statistics.median(times[0]) / statistics.median(taken)
+                quarters = statistics.quantiles(taken, n=4)
+                row = {"model": name, "batch": batch, "network": label, "macs": share, "median_ms": statistics.median(taken)}
+                row |= {"spread_ms": quarters[2] - quarters[0], "speed_up": speed_up, "of_macs_ratio": speed_up * share}
+                rows.append(row)
+                print(row, flush=True)
+    report("latency", rows, options.out)
+
+
+if __name__ == "__main__":
+    main()
