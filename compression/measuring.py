@@ -13,7 +13,9 @@ settled when that is at most ``TOLERATED``; it is scored no more, and no more im
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -21,14 +23,14 @@ import torch
 from torch import Tensor
 
 from compression.graph import ChannelGroup
-from compression.maps import Tap, find_taps, measure_images
+from compression.maps import Measured, Tap, find_taps, measure_images
 from compression.ranks import KEYS, KINDS, MapScores, TapScore
 from compression.scores import Task, from_taps, taps_of
 from compression.spectra import spectrum_scores
 from utils.errors import UserError
 
 BLOCKS = 8
-TOLERATED = 0.05
+TOLERATED = 0.04
 FIRST = 32  # images before the first look
 _HALVES = [half for half in combinations(range(BLOCKS), BLOCKS // 2) if 0 in half]
 
@@ -40,6 +42,12 @@ class _Sums:
     blocks: Tensor
     images: int = 0
     size: tuple[int, int] = (0, 0)
+
+    def add(self, measured: Measured, begin: int, end: int) -> None:
+        """Add images ``begin`` to ``end``; image i belongs to block i % BLOCKS."""
+        for block in range(BLOCKS):
+            self.blocks[block] += measured.values[:, (block - begin) % BLOCKS :: BLOCKS].double().sum(1)
+        self.images, self.size = end, measured.size
 
 
 @dataclass
@@ -65,19 +73,18 @@ def measure_ranks(task: Task, criterion: str = "rank") -> MapScores:
         raise UserError("no images to measure ranks on")
     taps = find_taps(task.graph)
     progress = _Progress({tap.name: _Sums(torch.zeros(BLOCKS, len(KINDS), tap.channels, dtype=torch.float64)) for tap in taps})
-    begin = 0
-    for end in looks(total):
-        active = _active(task, taps, progress)
-        if not active:
-            break
-        for name, measured in measure_images(task.model, active, task.images, spectrum_scores, range(begin, end)).items():
-            sums = progress.sums[name]
-            for block in range(BLOCKS):  # image i belongs to block i % BLOCKS
-                sums.blocks[block] += measured.values[:, (block - begin) % BLOCKS :: BLOCKS].double().sum(1)
-            sums.images, sums.size = end, measured.size
-        if task.keep_counts is not None and end < total:
-            _settle(task, task.keep_counts, taps, progress, KEYS[criterion], end / total)
-        begin = end
+    threads, begin = torch.get_num_threads(), 0
+    with ThreadPoolExecutor(threads) as pool:
+        statistic = partial(spectrum_scores, pool=pool, threads=threads)
+        for end in looks(total):
+            active = _active(task, taps, progress)
+            if not active:
+                break
+            for name, measured in measure_images(task.model, active, task.images, statistic, range(begin, end)).items():
+                progress.sums[name].add(measured, begin, end)
+            if task.keep_counts is not None and end < total:
+                _settle(task, task.keep_counts, taps, progress, KEYS[criterion], end / total)
+            begin = end
     images = {group.name: progress.images.get(group.name, begin) for group in task.graph.prunable if taps_of(group, taps)}
     scores = {}
     for tap in taps:

@@ -8,7 +8,6 @@ Differs: where several layers make the channels together, each layer's sums are 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from compression.criteria.scored import Scored
@@ -19,6 +18,8 @@ def fpgm(task: Task) -> Scored:
     """Score by the filters' summed distances to the others."""
 
     def distances(rows: Tensor) -> Tensor:
-        return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+        lengths = rows.square().sum(1)
+        squares = lengths[:, None] + lengths - 2 * rows @ rows.T
+        return squares.fill_diagonal_(0).clamp_min(0).sqrt().sum(1)
 
     return Scored({group.name: GroupScore.of([from_weights(task.model, group, distances)]) for group in task.graph.prunable})
