@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import predict
 import val
-from compression.arguments import TrainArguments
+from compression.arguments import PruneArguments, TrainArguments
 from tests.conftest import ROOT
 from utils.arguments import flag_table
 
-SCRIPTS = {"train.py": TrainArguments, "val.py": val.ValArguments, "predict.py": predict.PredictArguments}
+SCRIPTS = {"train.py": TrainArguments, "prune.py": PruneArguments, "val.py": val.ValArguments, "predict.py": predict.PredictArguments}
 BEGIN, END = "<!-- flags -->\n", "\n<!-- /flags -->"
 
 
