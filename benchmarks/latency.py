@@ -50,7 +50,7 @@ def main() -> None:
             apply_cut_(narrow, plan_cut(graph, plan.kept))
             models.append(narrow)
             shares.append(count_macs(narrow, spec) / total)
-        models = [model.to(memory_format=torch.channels_last) for model in models]  # type: ignore[call-overload]
+        models = [model.to(memory_format=torch.channels_last) for model in models]
         for batch in (1, 32):
             inputs = torch.randn(batch, 3, spec.imgsz, spec.imgsz).to(memory_format=torch.channels_last)
             passes = options.passes * (4 if batch == 1 else 1)
