@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compression.cutting import NotProved, apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.graph import ChannelGraph, ChannelGroup, read_graph
-from compression.ledger import Slots
+from compression.ledger import Key, Slots
 
 MAX_ROUNDS = 100  # each takes a reading away or pins a group, so they end
 LAST_LEVEL = 2  # the reading of a site that leaves nothing to cut there
@@ -19,7 +19,7 @@ LAST_LEVEL = 2  # the reading of a site that leaves nothing to cut there
 def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
     """Find a network's channel groups by running channel numbers through it.
 
-    Half of every group is cut out of a copy, and the copy is proved on noise. What does not receive its channels there
+    Some units of every group are cut out of a copy, and the copy is proved on noise. What does not receive its channels there
     is read another way (see ``rules``) or, where no reading holds, can't be cut, with the reason.
 
     Args:
@@ -30,7 +30,7 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
         NotProved: no set of groups could be proved; a defect of ours.
     """
     model = deepcopy(model)  # what a forward pass counts or caches stays as it is
-    levels: dict[int, int] = {}
+    levels: dict[Key, int] = {}
     barred: dict[Slots, str] = {}
     for _ in range(MAX_ROUNDS):
         graph = read_graph(model, inputs, levels, barred)
@@ -49,26 +49,27 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
 
 
 def _failing(model: nn.Module, inputs: Tensor, graph: ChannelGraph) -> dict[ChannelGroup, str]:
-    """Return the groups of which a half can't be cut, with what goes wrong."""
-    halves = {group.name: _half(group) for group in graph.prunable}
-    if not _failure(model, inputs, graph, halves):
+    """Return the groups of which some units can't be cut, with what goes wrong."""
+    some = {group.name: _some(place, group) for place, group in enumerate(graph.prunable)}
+    if not _failure(model, inputs, graph, some):
         return {}
-    alone = {group: _failure(model, inputs, graph, {group.name: halves[group.name]}) for group in graph.prunable}
+    alone = {group: _failure(model, inputs, graph, {group.name: some[group.name]}) for group in graph.prunable}
     failed = {group: reason for group, reason in alone.items() if reason}
     if failed:
         return failed
     chosen: dict[str, set[int]] = {}  # each goes alone, but not all together: add them one by one
     for group in graph.prunable:
-        if reason := _failure(model, inputs, graph, {**chosen, group.name: halves[group.name]}):
+        if reason := _failure(model, inputs, graph, {**chosen, group.name: some[group.name]}):
             return {group: reason}
-        chosen[group.name] = halves[group.name]
+        chosen[group.name] = some[group.name]
     return {}
 
 
-def _half(group: ChannelGroup) -> set[int]:
+def _some(place: int, group: ChannelGroup) -> set[int]:
+    """Remove some units at random: another share from each group, so that sizes do not agree by chance."""
     free = [unit for unit in range(group.size) if unit not in group.fixed]
-    generator = np.random.default_rng(len(free))
-    gone = generator.permutation(free)[: max(min(len(free), group.size - 1) // 2, 1)]
+    share = 0.3 + 0.4 * (place * 0.618 % 1)
+    gone = np.random.default_rng(len(free)).permutation(free)[: max(int(share * min(len(free), group.size - 1)), 1)]
     return set(range(group.size)) - set(gone.tolist())
 
 

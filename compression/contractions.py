@@ -23,7 +23,7 @@ def convolution(call: Call) -> Outcome:
     c_in, c_out = len(read), call.result.shape[1]
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     ledger.producers.add((weight, out_dim))
-    if groups == 1:
+    if not call.decide("grouped", groups > 1):
         ledger.readers.add((weight, in_dim))
         ledger.tie(ledger.nodes(weight, in_dim), read)
         out = ledger.nodes(weight, out_dim)

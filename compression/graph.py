@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.ledger import Contraction, Ledger, Route, Slots
+from compression.ledger import Contraction, Key, Ledger, Route, Slots
 from compression.tracing import run_traced
 from utils.errors import UserError
 
@@ -156,7 +156,7 @@ class ChannelGraph:
         return math.prod(len(cut[dim]) if dim in cut else size for dim, size in enumerate(self.shapes[name]))
 
 
-def read_graph(model: nn.Module, inputs: Tensor, levels: dict[int, int], barred: Mapping[Slots, str]) -> ChannelGraph:
+def read_graph(model: nn.Module, inputs: Tensor, levels: dict[Key, int], barred: Mapping[Slots, str]) -> ChannelGraph:
     """Trace once, with given readings of the sites and given slots pinned; nothing is proved."""
     ledger = Ledger.of(model, levels)
     run_traced(model, inputs, ledger)

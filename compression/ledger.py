@@ -8,6 +8,7 @@ pinned stay.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 Slots = tuple[str, int]  # (name of a parameter or buffer, dimension)
 Nodes = NDArray[np.int64]
+Key = tuple[str, str, int]  # the module, the operation, and its number among those alike there
+T = TypeVar("T")
 
 
 class Mismatch(Exception):
@@ -71,12 +74,12 @@ class Ledger:
 
     Attributes:
         owned: the network's parameters and buffers; one that has several names is here under the first.
-        levels: for each operation whose sizes may follow from the shapes, by its number, which reading of it is taken;
+        levels: for each operation whose sizes may follow from the shapes, by its key, which reading of it is taken;
             see ``rules``.
     """
 
     owned: dict[int, tuple[str, Tensor]]
-    levels: dict[int, int] = field(default_factory=dict)
+    levels: dict[Key, int] = field(default_factory=dict)
     bases: dict[Slots, Tensor] = field(default_factory=dict)
     producers: set[Slots] = field(default_factory=set)
     readers: set[Slots] = field(default_factory=set)
@@ -84,10 +87,10 @@ class Ledger:
     routes: list[Route] = field(default_factory=list)
     whole_groups: dict[str, bool] = field(default_factory=dict)
     norm_groups: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    sites: dict[int, Tensor] = field(default_factory=dict)
+    sites: dict[Key, Tensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     made: list[Tensor] = field(default_factory=list)
-    decisions: dict[tuple[int, int], bool] = field(default_factory=dict)
+    decisions: dict[tuple[Key, str], Any] = field(default_factory=dict)
     unsized_norms: dict[str, Tensor] = field(default_factory=dict)
     zeros: set[int] = field(default_factory=set)
     count: int = 0
@@ -98,7 +101,7 @@ class Ledger:
         self._by_name = dict(self.owned.values())
 
     @classmethod
-    def of(cls, model: nn.Module, levels: dict[int, int]) -> Ledger:
+    def of(cls, model: nn.Module, levels: dict[Key, int]) -> Ledger:
         """Start a record of a network."""
         return cls(owned_tensors(model), levels)
 
@@ -127,19 +130,19 @@ class Ledger:
         for node in torch.unique(nodes).tolist():
             self.reasons.setdefault(node, reason)
 
-    def site(self, number: int, nodes: Tensor, in_parts: bool = True) -> int:
-        """Register an operation (by its number) whose sizes may follow from the shapes; return the reading to take.
+    def site(self, key: Key, nodes: Tensor, in_parts: bool = True) -> int:
+        """Register an operation (by its key) whose sizes may follow from the shapes; return the reading to take.
 
         ``in_parts`` says whether the first reading is possible.
         """
-        self.sites[number] = torch.unique(nodes)
-        self.levels[number] = max(self.levels.get(number, 0), 0 if in_parts else 1)
-        return self.levels[number]
+        self.sites[key] = torch.unique(nodes)
+        self.levels[key] = max(self.levels.get(key, 0), 0 if in_parts else 1)
+        return self.levels[key]
 
-    def decide(self, number: int, axis: int, varies: bool) -> bool:
-        """Note whether an operation met channels along an axis: where one channel is left, nothing else tells."""
-        self.decisions[number, axis] = varies
-        return varies
+    def decide(self, what: tuple[Key, str], value: T) -> T:
+        """Note a decision that follows from where channels vary, and return it."""
+        self.decisions[what] = value
+        return value
 
     def touch(self, nodes: Tensor) -> None:
         """Note that an operation may have made something else of channels of zeros, or written to them."""
@@ -225,11 +228,12 @@ class Proof(Ledger):
         if not equal:
             raise Mismatch("channels meet that did not meet before")
 
-    def site(self, number: int, nodes: Tensor, in_parts: bool = True) -> int:
-        return self.levels.get(number, 0)
+    def site(self, key: Key, nodes: Tensor, in_parts: bool = True) -> int:
+        return self.levels.get(key, 0)
 
-    def decide(self, number: int, axis: int, varies: bool) -> bool:
-        return self.decisions.get((number, axis), varies)
+    def decide(self, what: tuple[Key, str], value: T) -> T:
+        taken: T = self.decisions.get(what, value)
+        return taken
 
     def pin(self, nodes: Tensor, reason: str) -> None:
         """What is pinned now must have been pinned before."""

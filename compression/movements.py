@@ -61,7 +61,7 @@ def view(call: Call) -> Outcome:
     axes = sorted(moved.axes)
     if len(axes) <= len(mark.axes):
         return moved
-    level = call.ledger.site(call.number, moved.ids)
+    level = call.ledger.site(call.key, moved.ids)
     if level > 1:
         call.ledger.pin(moved.ids, f"{call.where} splits the channels into sizes that do not follow them")
         return moved
@@ -97,13 +97,16 @@ def _joined(call: Call, tensors: list[Tensor], marks: Sequence[Mark | None], dim
         return barrier(call)
     labels: list[Label] = []
     wanted = frozenset().union(*(mark.axes for mark in marks if isinstance(mark, Label))) or frozenset({dim})
+    wanted = call.decide("axes", wanted)
     for tensor, mark in zip(tensors, marks, strict=True):
         label = mark if isinstance(mark, Label) else _as_label(call, tensor, mark, wanted)
         if label is None:
             return barrier(call)
         labels.append(label)
     axes = frozenset().union(*(label.axes for label in labels))
-    if axes and dim not in axes:  # lined up along another axis (stacked, say): the channels meet place by place
+    if call.decide(
+        "lined up", bool(axes) and dim not in axes
+    ):  # lined up along another axis (stacked, say): the channels meet place by place
         ids = max((label.ids for label in labels), key=lambda ids: ids.numel())
         for label in labels:
             ledger.tie(label.ids, ids)
@@ -119,13 +122,18 @@ def _as_label(call: Call, tensor: Tensor, mark: Mark | None, axes: frozenset[int
     """Give a parameter or a constant that joins activations nodes of its own along the axes of their channels."""
     if isinstance(mark, Coordinates):
         places = [(dim, strip(place)) for dim, place in enumerate(mark.places)]
-        moving = [(dim, place) for dim, place in places if any(place.shape[axis] > 1 for axis in axes)]
+        moving = [places[i] for i in _moving(call, places, axes)]
         return Label(call.ledger.nodes(mark.name, moving[0][0])[moving[0][1]], tensor.shape) if len(moving) == 1 else None
     if len(axes) > 1:
         return None
     shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
     nodes = call.ledger.fresh(math.prod(shape), f"a constant joins the channels at {call.where}")
     return Label(nodes.view(shape), tensor.shape)
+
+
+def _moving(call: Call, places: list[tuple[int, Tensor]], axes: frozenset[int]) -> list[int]:
+    found = [i for i, (_, place) in enumerate(places) if any(place.shape[axis] > 1 for axis in axes)]
+    return call.decide("moving", found)
 
 
 def pad(call: Call) -> Outcome:
@@ -137,7 +145,7 @@ def pad(call: Call) -> Outcome:
     for i in range(0, len(amounts), 2):
         axis = ids.ndim - 1 - i // 2
         before, after = amounts[i], amounts[i + 1]
-        if not call.ledger.decide(call.number, axis, axis in label.axes):
+        if not call.decide(f"along {axis}", axis in label.axes):
             shape = list(ids.shape)
             shape[axis] += before + after
             ids = ids.narrow(axis, 0, 1).expand(shape)

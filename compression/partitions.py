@@ -43,7 +43,7 @@ def parts(call: Call) -> Outcome:
     full = mark.full()
     if dim in mark.axes and len(results) > 1:
         measure = math.gcd(*(result.shape[dim] if result.ndim == full.ndim else 1 for result in results))
-        if call.ledger.site(call.number, mark.ids, measure > 1) == 0:
+        if call.ledger.site(call.key, mark.ids, measure > 1) == 0:
             full = _tie_parts(call, full, dim, measure)
         else:
             call.ledger.pin(mark.ids, f"{call.where} cuts the channels at fixed places")
@@ -64,7 +64,7 @@ def slice_(call: Call) -> Outcome:
     reason = f"{call.where} takes channels by fixed places"
     measure = math.gcd(size, start, end)
     in_parts = measure > 1 if step == 1 else size % step == 0 and start < step and end == size
-    level = call.ledger.site(call.number, mark.ids, in_parts)
+    level = call.ledger.site(call.key, mark.ids, in_parts)
     if level == 0:
         ids = _tie_parts(call, ids, dim, measure) if step == 1 else _tie_neighbours(call, ids, dim, step)
     elif level == 1 and step == 1:
@@ -101,7 +101,7 @@ def roll(call: Call) -> Outcome:
         size = label.shape[dim]
         if dim not in label.axes or shift % size == 0:
             continue
-        level = call.ledger.site(call.number, label.ids, size % abs(shift) == 0 and abs(shift) > 1)
+        level = call.ledger.site(call.key, label.ids, size % abs(shift) == 0 and abs(shift) > 1)
         if level == 0:
             ids = _tie_parts(call, ids, dim, abs(shift))
         elif level == 1:

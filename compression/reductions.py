@@ -55,7 +55,7 @@ def group_norm(call: Call) -> Outcome:
             if owned is None:
                 return barrier(call)
             ledger.tie(ledger.nodes(owned, 0), vector)
-    if groups == 1:
+    if call.decide("one group", groups == 1):
         ledger.pin(vector, f"the group norm {call.module} couples all its channels through their mean and variance")
     else:
         by_group = vector.reshape(groups, -1)

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from compression.labels import Coordinates, Label, align, strip
-from compression.ledger import Ledger
+from compression.ledger import Key, Ledger
 
 aten = torch.ops.aten
 Mark = Label | Coordinates
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Call:
         arguments: by name, with defaults filled in.
         module: in which it happened.
         marks: what is known of the tensors among the arguments, by identity.
-        number: counts operations on marked tensors.
+        key: the module, the operation and its number among those alike there, by which a shrunk network finds it again.
         computed: counts those that compute new values.
     """
 
@@ -43,7 +44,7 @@ class Call:
     module: str
     marks: dict[int, Mark]
     ledger: Ledger
-    number: int
+    key: Key
     computed: int
 
     def __getitem__(self, name: str) -> Any:
@@ -62,6 +63,10 @@ class Call:
         """Return the name of the parameter or buffer that an argument is."""
         mark = self.mark(name)
         return mark.name if isinstance(mark, Coordinates) and mark.direct else None
+
+    def decide(self, what: str, value: T) -> T:
+        """Take a decision that follows from where channels vary: a shrunk network, with one channel left, repeats it."""
+        return self.ledger.decide((self.key, what), value)
 
     @property
     def where(self) -> str:
@@ -119,14 +124,14 @@ def elementwise(call: Call) -> Outcome:
     if any(value is call.result for value, _ in parameters):
         return barrier(call)  # an activation is kept in a buffer
     aligned = [strip(align(label.ids, len(shape))) for label in labels]
-    main = max(aligned, key=lambda ids: sum(size > 1 for size in ids.shape))
+    most = max(range(len(aligned)), key=lambda i: len(_varying(aligned[i])))
+    most = call.decide("most", most)
+    main = aligned[most]
     axes = _varying(main)
-    for ids in aligned:
-        if ids is main:
-            continue
-        if not _varying(ids) <= axes:
-            return barrier(call)
-        if _varying(ids) == axes:
+    if call.decide("apart", any(not _varying(ids) <= axes for ids in aligned)):
+        return barrier(call)
+    for i, ids in enumerate(aligned):
+        if call.decide(f"meets {i}", _varying(ids) == axes):
             ledger.tie(ids, main)
         else:
             ledger.pin(ids, f"{call.where} spreads it over other channels")
@@ -136,6 +141,9 @@ def elementwise(call: Call) -> Outcome:
             ledger.pin(main, f"{call.where} combines it with channels that are not told apart")
     for value, mark in parameters:
         offset = len(shape) - value.ndim
+        if call.decide("one value", not axes and value.numel() == 1):  # it goes with the one channel
+            for dim in range(len(mark.places)):
+                ledger.tie(ledger.nodes(mark.name, dim), main)
         for dim, place in enumerate(mark.places):
             place = strip(place)
             moving = {offset + axis for axis, size in enumerate(place.shape) if size > 1}

@@ -7,13 +7,15 @@ with a rule in a table follow it; every other one is a barrier.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compression.contractions import CONTRACTIONS
@@ -46,7 +48,8 @@ class _Tracer(TorchDispatchMode):
         self.alive: list[Any] = []  # a freed tensor's identity could be taken by another
         self.marks: dict[int, Mark] = {}
         self.tainted: set[int] = set()
-        self.followed = self.computed = 0
+        self.computed = 0
+        self.followed: Counter[tuple[str, str]] = Counter()
         self.pending: dict[int, list[int]] = {}  # tensor -> contractions whose map it is so far
         channels = ledger.fresh(inputs.shape[1], "the network's input")
         self.marks[id(inputs)] = Label(channels.view(1, -1, *[1] * (inputs.ndim - 2)), inputs.shape)
@@ -83,9 +86,10 @@ class _Tracer(TorchDispatchMode):
         marks = {id(t): mark for t in tensors if (mark := self.mark_of(t)) is not None}
         if not marks or packet in SHAPE_ONLY:
             return
-        self.followed += 1
         where = self.modules[-1] if self.modules else ""
-        call = Call(func, arguments, result, where, marks, self.ledger, self.followed, self.computed)
+        alike = (where, str(packet))
+        self.followed[alike] += 1
+        call = Call(func, arguments, result, where, marks, self.ledger, (*alike, self.followed[alike]), self.computed)
         rule = RULES.get(packet) or (elementwise if computing else barrier)
         before = len(self.ledger.contractions)
         written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
@@ -122,6 +126,27 @@ class _Tracer(TorchDispatchMode):
         self.pending[id(result)] = self.pending.get(id(result), []) + made
 
 
+class _Leaks(TorchFunctionMode):
+    """Sees what leaves the sight of torch's dispatcher: values that Python takes out, and ``x.data``."""
+
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in LEAKS or func is DATA:
+            mark = self.tracer.mark_of(args[0])
+            if func in LEAKS and isinstance(mark, Label):
+                self.tracer.ledger.pin(mark.ids, f"'{func.__name__}' takes its values out of the network")
+            elif func is DATA and mark is not None:
+                self.tracer.alive.append((args, result))
+                self.tracer.marks[id(result)] = mark if isinstance(mark, Label) else replace(mark, direct=False)
+        return result
+
+
+LEAKS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+DATA = vars(torch._C.TensorBase)["data"].__get__
 _CARRIES = {aten.view, aten._unsafe_view, aten.clone, aten.alias, aten.detach, aten._to_copy}
 
 
@@ -166,7 +191,7 @@ def run_traced(model: nn.Module, inputs: Tensor, ledger: Ledger) -> Ledger:
     """
     inputs = inputs.detach().clone()
     tracer = _Tracer(ledger, inputs)
-    with torch.no_grad(), prepared(model, tracer), tracer:
+    with torch.no_grad(), prepared(model, tracer), _Leaks(tracer), tracer:
         outputs = model(inputs)
     for output in tensors_in(outputs):
         mark = tracer.mark_of(output)
