@@ -22,8 +22,7 @@ from utils.ema import EMA
 from utils.errors import UserError
 
 RATES = (0.1, 0.5, 0.9)
-DEEP = ("yolov5m-cls", "yolov5l-cls", "yolov5x-cls", "resnet34", "resnet50", "resnet101", "resnet152")
-DEEP += tuple(f"resnet{n}{b}" for n in (32, 44, 56, 110) for b in ("", "-b"))
+THREE_TIMES = ("yolov5n-cls", "resnet18", "resnet20", "resnet20-b", "vgg16-cifar")  # the others are deeper and wider ones of these
 
 
 def seeded(seed=0):
@@ -166,13 +165,13 @@ def test_a_shrunk_architecture_is_the_masked_one(name):
     dense = randomised(ARCHITECTURES[name](10, 3))
     inputs = torch.randn(2, 3, 32, 32, generator=seeded(1))
     graph = trace(dense, inputs[:1])
-    for seed, rate in enumerate(RATES if name not in DEEP else (0.5,)):
+    for seed, rate in enumerate(RATES if name in THREE_TIMES else (0.5,)):
         model = copy.deepcopy(dense).train()
         check_cut(model, graph, random_keep(graph, rate, seeded(seed)), inputs)
         assert all(module.training for module in model.modules())
-    if name not in DEEP:
+    if name in THREE_TIMES:
         check_reload(model, ARCHITECTURES[name](10, 3), inputs)
-    check_training_step(model, inputs)
+        check_training_step(model, inputs)
 
 
 def test_by_hand_a_residual_network_keeps_the_named_channels():
