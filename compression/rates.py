@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import ROUND_FLOOR, Decimal
+from fractions import Fraction
 from itertools import groupby
 
 from utils.errors import UserError
 
 GRAMMAR = '"[rate]*count+[rate]*count...", each rate in [0, 1): "[0.]+[0.15]*2+[0.4]*27"; or one number for all: "0.3"'
-_NUMBER = re.compile(r"\d+\.?\d*|\.\d+")
-_COUNT = re.compile(r"\d+")
+_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")  # \d would take the digits of every script
+_COUNT = re.compile(r"0*([0-9]+)")
 _MAX_ENTRIES = 100_000
 
 
@@ -39,24 +40,27 @@ def parse_rates(text: str) -> list[Decimal] | Decimal:
         place = _expect(text, place, "[")
         rate, place = _rate(text, _skip(text, place))
         place = _skip(text, _expect(text, place, "]"))
-        count = 1
+        count, after = 1, "'+', '*' or the end"
         if place < len(text) and text[place] == "*":
             place = _skip(text, place + 1)
             match = _COUNT.match(text, place)
-            if not match or not 0 < int(match[0]) <= _MAX_ENTRIES:
+            if not match or match[1] == "0":
                 raise _wrong(text, place, "expected a count of at least 1")
-            count, place = int(match[0]), _skip(text, match.end())
+            if len(match[1]) > len(str(_MAX_ENTRIES)) or len(rates) + int(match[1]) > _MAX_ENTRIES:
+                raise _wrong(text, place, f"more than {_MAX_ENTRIES:,} entries; no network takes so many")
+            count, place = int(match[1]), _skip(text, match.end())
+            after = "'+' or the end"
         rates += [rate] * count
         if place == len(text):
             return rates
         if text[place] != "+":
-            raise _wrong(text, place, "expected '+', '*' or the end")
+            raise _wrong(text, place, f"expected {after}")
         place += 1
 
 
 def kept_channels(channels: int, rate: Decimal) -> int:
     """Return how many of ``channels`` stay at a rate: the floor of channels * (1 - rate), at least one (HRank+)."""
-    return max(int((channels * (1 - rate)).to_integral_value(ROUND_FLOOR)), 1)
+    return max(channels * (1 - Fraction(rate)) // 1, 1)  # Decimal would round to 28 digits
 
 
 def rate_for(channels: int, kept: int) -> Decimal:
@@ -77,7 +81,7 @@ def format_rates(rates: Sequence[Decimal]) -> str:
     terms = []
     for rate, run in groupby(rates):
         count = len(list(run))
-        shown = f"{rate.normalize():f}" if rate else "0."
+        shown = f"{rate:f}".rstrip("0") if rate else "0."
         terms.append(f"[{shown}]" + (f"*{count}" if count > 1 else ""))
     return "+".join(terms)
 
@@ -106,4 +110,5 @@ def _rate(text: str, place: int) -> tuple[Decimal, int]:
 
 
 def _wrong(text: str, place: int, what: str) -> UserError:
-    return UserError(f"compress_rate: {what}\n  {text}\n  {' ' * place}^\n  valid: {GRAMMAR}")
+    shown = "".join(" " if character.isspace() else character for character in text)  # a tab or newline would move the caret
+    return UserError(f"compress_rate: {what}\n  {shown}\n  {' ' * place}^\n  valid: {GRAMMAR}")
