@@ -135,9 +135,10 @@ def elementwise(call: Call) -> Outcome:
             ledger.tie(ids, main)
         else:
             ledger.pin(ids, f"{call.where} spreads it over other channels")
-    for label in labels:
+    for i, label in enumerate(labels):
         offset = len(shape) - len(label.shape)
-        if any(offset + axis in axes and axis not in label.axes for axis, size in enumerate(label.shape) if size > 1):
+        untold = any(offset + axis in axes and axis not in label.axes for axis, size in enumerate(label.shape) if size > 1)
+        if call.decide(f"untold {i}", untold):
             ledger.pin(main, f"{call.where} combines it with channels that are not told apart")
     for value, mark in parameters:
         offset = len(shape) - value.ndim

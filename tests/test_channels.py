@@ -24,6 +24,7 @@ GROUPS = {
     "depthwise": "b.0 16",
     "depthwise_wider": "b.0 16",
     "many_groups": "stem.0 8/16, b.0 16",
+    "many_groups_gated": "stem.0 8/16, b.0 16",
     "two_groups": "stem.0 8/16, a.0 12/24, b.0 16",
     "transposed": "a 12, b.0 16",
     "transposed_two": "stem.0 8/16, a 6/12, b.0 16",
