@@ -4,7 +4,7 @@ The rank is that of torch.linalg.matrix_rank: the number of singular values abov
 LAPACK's float32 routine rounds them. For most maps it follows from the eigenvalues of the Gram matrix in float64,
 which cost less: they give each singular value to about 1e-7 of the largest, and float32 rounding moves it by a few eps
 more, so one that lies outside a factor of ``DOUBT`` around the threshold lies on the same side of it for both. Maps with
-a singular value inside get LAPACK's float32 values. Small maps, whose threshold is close to the rounding, always do.
+a singular value inside get LAPACK's float32 values. Maps of 2 x 2 have a closed form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 DOUBT = 4.0
-SMALL = 5  # sides below have float32 singular values at once
+ALIGNED = 4  # in a stack of maps of other sizes, LAPACK rounds by where in memory a map stands; one alone as always
 SHARED = 64  # maps from which on a second thread is worth its start
 
 
@@ -58,19 +58,30 @@ def _scores(stack: Tensor) -> Tensor:
     eps = max(stack.shape[1:]) * torch.finfo(torch.float32).eps
     if min(stack.shape[1:]) == 1:
         return _three(torch.ones(len(stack)), torch.linalg.vector_norm(stack, dim=(1, 2))[:, None])
-    if min(stack.shape[1:]) < SMALL:
-        values = torch.linalg.svdvals(stack)
-        return _three((values > values[:, :1] * eps).sum(1), values)
     exact = stack.double()
-    gram = exact @ exact.mT if stack.shape[1] <= stack.shape[2] else exact.mT @ exact
-    values = torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_()
+    if stack.shape[1:] == (2, 2):
+        values = _two_by_two(*exact.flatten(1).unbind(1))
+    else:
+        gram = exact @ exact.mT if stack.shape[1] <= stack.shape[2] else exact.mT @ exact
+        values = torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_()
     relative = values / values[:, -1:] / eps
     rank = (relative > 1).sum(1)
     doubtful = ((relative > 1 / DOUBT) & (relative < DOUBT)).any(1)
     if doubtful.any():
-        rounded = torch.linalg.svdvals(stack[doubtful])
+        maps = stack[doubtful]
+        if stack[0].numel() % ALIGNED == 0:
+            rounded = torch.linalg.svdvals(maps)
+        else:
+            rounded = torch.stack([torch.linalg.svdvals(one) for one in maps])
         rank[doubtful] = (rounded > rounded[:, :1] * eps).sum(1)
     return _three(rank, values)
+
+
+def _two_by_two(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Return the singular values [N, 2], ascending, of matrices [[a, b], [c, d]]."""
+    squares, determinant = a * a + b * b + c * c + d * d, (a * d - b * c).abs()
+    largest = ((squares + 2 * determinant).sqrt() + (squares - 2 * determinant).clamp_min(0).sqrt()) / 2
+    return torch.stack([determinant / largest, largest], 1)
 
 
 def _three(rank: Tensor, values: Tensor) -> Tensor:
