@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -74,12 +74,16 @@ def find_taps(graph: ChannelGraph) -> list[Tap]:
     return taps
 
 
+class _Enough(Exception):
+    """The last wanted tensor was shown; the rest of the forward pass is not needed."""
+
+
 class _Watch(TorchDispatchMode):
     """Counts computed tensors and shows the wanted ones at once, before a later operation can change them in place."""
 
     def __init__(self, wanted: Mapping[int, Tap], show: Callable[[Tap, Tensor], None]) -> None:
         super().__init__()
-        self.wanted, self.show, self.computed = wanted, show, 0
+        self.wanted, self.show, self.computed, self.last = wanted, show, 0, max(wanted, default=0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -87,6 +91,8 @@ class _Watch(TorchDispatchMode):
             self.computed += 1
             if (tap := self.wanted.get(self.computed)) is not None:
                 self.show(tap, result[0] if isinstance(result, list | tuple) else result)
+            if self.computed == self.last:
+                raise _Enough
         return result
 
 
@@ -106,7 +112,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def show_maps(model: nn.Module, inputs: Tensor, taps: Sequence[Tap], show: Callable[[Tap, Tensor], None]) -> None:
-    """Run a network once and hand each tap's maps [B, C, H, W] to ``show``, which must not keep them.
+    """Run a network, up to the last tap, and hand each tap's maps [B, C, H, W] to ``show``, which must not keep them.
 
     The caller sees to eval mode (``evaluating``). Gradients are off.
     """
@@ -115,7 +121,7 @@ def show_maps(model: nn.Module, inputs: Tensor, taps: Sequence[Tap], show: Calla
         show(tap, as_maps(tensor, tap, len(inputs)))
 
     watch = _Watch({tap.number: tap for tap in taps}, receive)
-    with torch.no_grad(), watch:
+    with torch.no_grad(), suppress(_Enough), watch:
         model(inputs)
 
 

@@ -1,13 +1,14 @@
 """Measure the ranks of all feature maps in one pass over the images, and stop where the choice has settled.
 
-When to stop. After 32, 48, 64, 96, 128, ... images, those that were seen stand in eight blocks, dealt like cards. For each of
-the 35 ways to make two halves of four blocks, each half chooses its own units to keep. Let d be the mean share of the
-kept units on which two halves differ. A mean over n/2 images has twice the variance of one over n, and the two halves
-err independently, so scores of halves differ by twice the standard deviation by which the mean over the n images seen
-differs from the mean over infinitely many, and by ``2 / sqrt(1 - n/N)`` times that by which it differs from the mean
-over all N images. Near the threshold the number of exchanged units grows in proportion with the deviation. So the
-kept set is expected to differ from that of all N images in a share ``d / 2 * sqrt(1 - n/N)`` of its units. A group has
-settled when that is at most ``TOLERATED``; it is scored no more, and no more images are seen once all have settled.
+When to stop. After 32, 48, 64, 80, 96, 112, 128, 160, ... images, those that were seen stand in eight blocks, dealt like
+cards. For each of the 35 ways to make two halves of four blocks (for some of them in wide groups, where fewer tell as
+much), each half chooses its own units to keep. Let d be the mean share of the kept units on which two halves differ. A
+mean over n/2 images has twice the variance of one over n, and the two halves err independently, so scores of halves
+differ by twice the standard deviation by which the mean over the n images seen differs from the mean over infinitely
+many, and by ``2 / sqrt(1 - n/N)`` times that by which it differs from the mean over all N images. Near the threshold the
+number of exchanged units grows in proportion with the deviation. So the kept set is expected to differ from that of all
+N images in a share ``d / 2 * sqrt(1 - n/N)`` of its units. A group has settled when that is at most ``TOLERATED``; it is
+scored no more, a pass ends at the last map that is still scored, and no more images are seen once all have settled.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ import torch
 from torch import Tensor
 
 from compression.graph import ChannelGroup
-from compression.maps import Measured, Tap, find_taps, measure_images
+from compression.maps import PASS, Measured, Tap, find_taps, measure_images
 from compression.ranks import KEYS, KINDS, MapScores, TapScore
 from compression.scores import Task, from_taps, taps_of
 from compression.spectra import spectrum_scores
 from utils.errors import UserError
 
 BLOCKS = 8
-TOLERATED = 0.04
-FIRST = 32  # images before the first look
+TOLERATED = 0.05
+FIRST = 32  # a multiple of PASS: images before the first look
 _HALVES = [half for half in combinations(range(BLOCKS), BLOCKS // 2) if 0 in half]
 
 
@@ -95,11 +96,11 @@ def measure_ranks(task: Task, criterion: str = "rank") -> MapScores:
 
 
 def looks(total: int) -> list[int]:
-    """Return the numbers of images after which scoring may stop, and the total: 32, 48, 64, 96, 128, 192, ..."""
-    counts, step = [], FIRST
-    while step < total:
-        counts += [step, step * 3 // 2]
-        step *= 2
+    """Return the numbers of images after which scoring may stop, and the total: 32, 48, 64, 80, 96, 112, 128, 160, ..."""
+    counts = [FIRST]
+    while counts[-1] < total:  # four looks each time that the number doubles, in whole passes
+        power = FIRST << (counts[-1] // FIRST).bit_length() - 1
+        counts.append(counts[-1] + max(power // 4, PASS))
     return [*(count for count in counts if count < total), total]
 
 
@@ -130,11 +131,12 @@ def disagreement(group: ChannelGroup, taps: list[Tap], sums: Mapping[str, _Sums]
         return 0.0
     rows = [KINDS.index(key) for key in keys]
     blocks = from_taps(group, taps, {tap.name: sums[tap.name].blocks[:, rows] / sums[tap.name].images for tap in taps})
-    member = torch.zeros(len(_HALVES), BLOCKS, dtype=torch.float64)
-    for row, half in enumerate(_HALVES):
+    halves = _HALVES[:: max(1, min(len(_HALVES) // 5, group.size // 64))]
+    member = torch.zeros(len(halves), BLOCKS, dtype=torch.float64)
+    for row, half in enumerate(halves):
         member[row, list(half)] = 1
     kept = [_kept(torch.einsum("sb,bku->ksu", side, blocks), count) for side in (member, 1 - member)]
-    return 1 - float((kept[0] & kept[1]).sum()) / (count * len(_HALVES))
+    return 1 - float((kept[0] & kept[1]).sum()) / (count * len(halves))
 
 
 def _kept(keys: Tensor, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

@@ -175,7 +175,7 @@ def test_ties_are_broken_by_the_next_key_and_reported():
 
 
 def test_looks_are_whole_passes_and_end_with_all_images():
-    assert looks(512) == [32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert looks(512) == [32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512]
     assert looks(20) == [20]
     assert looks(33) == [32, 33]
 
