@@ -82,7 +82,7 @@ named("many_groups", layers(a=lambda: conv(16, 24, groups=8), b=lambda: conv(24,
 named(
     "many_groups_gated",
     layers(a=lambda: conv(16, 32, groups=8), g=lambda: nn.Conv2d(32, 32, 1), b=lambda: conv(32, 16, 1)),
-    lambda s, x: (lambda y: s.b(y * s.g(y.mean((2, 3), keepdim=True)).sigmoid()))(s.a(x)),
+    lambda s, x: (lambda y: s.b(s.g(y.mean((2, 3), keepdim=True)).sigmoid() * y))(s.a(x)),
 )
 named("two_groups", layers(a=lambda: conv(16, 24, groups=2), b=lambda: conv(24, 16, 1)), lambda s, x: s.b(s.a(x)))
 named("transposed", layers(a=lambda: nn.ConvTranspose2d(16, 12, 2, 2), b=lambda: conv(12, 16)), lambda s, x: s.b(s.a(x).relu()))
