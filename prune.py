@@ -10,9 +10,10 @@ from pathlib import Path
 
 from compression.arguments import PruneArguments
 from compression.criteria import CRITERIA
+from compression.plan import make_plan
 from compression.pruning import run_pruning
 from compression.pruning_report import comparison_text, groups_text, write_files
-from compression.subject import check_arguments, fixed_widths, group_rows, load_subject, shown_rates
+from compression.subject import check_arguments, default_criterion, fixed_widths, group_rows, load_subject, shown_rates
 from utils import distributed
 from utils.arguments import parse, to_record
 from utils.errors import run_script
@@ -24,9 +25,9 @@ def main() -> None:
     a, _ = parse(PruneArguments, "Cut a trained classifier.")
     if a.criterion == "list":
         print("\n".join(f"{name:<18}{criterion.meaning}" for name, criterion in CRITERIA.items()))
-    elif a.dry_run:
+    elif a.dry_run and distributed.is_main():
         dry_run(a)
-    else:
+    elif not a.dry_run:
         run(a)
 
 
@@ -40,11 +41,16 @@ def dry_run(a: PruneArguments) -> None:
     results = {
         "params": [subject.profile.params, None],
         "macs": [subject.profile.macs, None],
+        **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
+        "max_relative_difference": None,
         "compress_rate": shown_rates(a, subject, widths or {}),
+        "criterion": a.criterion or default_criterion(subject.model),
+        "tied_share": None,
+        "rank_seconds": None,
         "groups": group_rows(subject, widths),
     }
     if widths is not None:
-        kept = {name: range(width) for name, width in widths.items()}
+        kept = make_plan(subject.graph, widths, {group.name: range(group.size) for group in subject.graph.groups}).kept
         indices = subject.graph.indices(kept)
         results["macs"][1] = subject.profile.macs - subject.graph.macs({}) + subject.graph.macs(kept, indices)
         results["params"][1] = subject.graph.params(kept, list(dict(subject.model.named_parameters())), indices)
@@ -59,11 +65,15 @@ def dry_run(a: PruneArguments) -> None:
 def run(a: PruneArguments) -> None:
     """Cut, write the run's files, and print what came of it."""
     outcome = run_pruning(a)
+    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
     if not distributed.is_main():
         return
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
-    write_yaml(directory.path / "opt.yaml", to_record(a))
-    checkpoint, results = write_files(directory, outcome), outcome.results
+    try:
+        write_yaml(directory.path / "opt.yaml", to_record(a))
+        checkpoint, results = write_files(directory, outcome), outcome.results
+    except OSError:
+        directory.discard()
+        raise
     for note in outcome.notes:
         print(f"note   {note}")
     print(groups_text(outcome.subject, {row["name"]: row["kept"] for row in results["groups"]}))

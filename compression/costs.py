@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.graph import ChannelGraph
+from compression.graph import ChannelGraph, Keep
 
 Widths = NDArray[np.float64]
 
 
 class Cost:
     """A sum of products of sizes, each an affine function of the widths (units kept per group).
+
+    A width stands for the mean over the choices of so many units. Mostly each unit has the same number of channels, and
+    all choices cost the same; ``of`` is exact in any case.
 
     Args:
         graph: the network's channel groups.
@@ -22,6 +25,7 @@ class Cost:
     """
 
     def __init__(self, graph: ChannelGraph, terms: Sequence[tuple[str, int]], rest: int) -> None:
+        self.graph, self.terms = graph, terms
         self.names = [group.name for group in graph.groups]
         self.full = np.array([group.size for group in graph.groups], dtype=np.float64)
         place = {name: i for i, name in enumerate(self.names)}
@@ -32,7 +36,8 @@ class Cost:
         per_unit: dict[tuple[str, int], dict[int, float]] = {}
         for group in graph.groups:
             for member in group.members:
-                per_unit.setdefault((member.tensor, member.dim), {})[place[group.name]] = len(member.positions) / group.size
+                free = sum(unit not in group.fixed for unit in member.units.tolist())  # what must stay counts as constant
+                per_unit.setdefault((member.tensor, member.dim), {})[place[group.name]] = free / max(group.size - len(group.fixed), 1)
         for t, (name, _) in enumerate(terms):
             for dim, size in enumerate(graph.shapes[name]):
                 shares = per_unit.get((name, dim), {})
@@ -53,6 +58,11 @@ class Cost:
         for dim in self.active:
             product = product * (self.constant[dim] + self.slope[dim] @ widths)
         return float(product.sum()) + self.rest
+
+    def of(self, keep: Keep) -> int:
+        """Return the cost of a keep-set, exactly."""
+        indices = self.graph.indices(keep)
+        return sum(factor * self.graph.params(keep, [name], indices) for name, factor in self.terms) + self.rest
 
 
 def macs_cost(graph: ChannelGraph, total: int) -> Cost:

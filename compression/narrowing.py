@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from compression.channels import trace
+from compression.criteria import score
 from compression.cutting import apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.graph import ChannelGraph
 from compression.plan import PruningPlan, entries_of, make_plan, widths_of_rates
+from compression.ranks import load_ranks, scores_from_ranks
 from compression.rates import parse_rates
+from compression.scores import GroupScore
 from models import build, definition_of, finish_
 from models.loading import load_state_
 from models.widths import group_counts, resize_
@@ -53,18 +57,46 @@ def build_narrow(spec: ModelSpec, compress_rate: str) -> Narrow:
     entries = entries_of(graph, spec.name)
     widths = widths_of_rates(entries, rates)
     definition = definition_of(spec)
-    model: nn.Module | None = None
-    if definition is not None and not any(group.fixed for entry in entries for group in entry):
-        planned = iter([widths[entry[0].name] for entry in entries])
-        try:
-            model = finish_(build_yolo(definition, spec.num_classes, spec.channels, lambda _: next(planned)), spec)
-        except NotBuiltNarrow:
-            model = None
-    if model is None:
-        model = deepcopy(dense)
-        plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
-        apply_cut_(model, plan_cut(graph, plan.kept))
+    plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
+    cut = deepcopy(dense)
+    apply_cut_(cut, plan_cut(graph, plan.kept))
+    model = _build_directly(spec, definition, [widths[entry[0].name] for entry in entries]) if definition is not None else None
+    if model is None or _shapes(model) != _shapes(cut):
+        model = cut
     return Narrow(model, spec_of(spec, dense, model), graph, widths)
+
+
+def _build_directly(spec: ModelSpec, definition: dict[str, Any], widths: Sequence[int]) -> nn.Module | None:
+    """Build a YAML network at widths; None where its groups are not those that its layers tell."""
+    planned = iter(widths)
+
+    def take(_: int) -> int:
+        width = next(planned, None)
+        if width is None:
+            raise NotBuiltNarrow("there are more layers than groups")
+        return width
+
+    try:
+        return finish_(build_yolo(definition, spec.num_classes, spec.channels, take), spec)
+    except NotBuiltNarrow:
+        return None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def scores_of_files(folder: str, model: nn.Module, graph: ChannelGraph) -> dict[str, GroupScore]:
+    """Return the scores of the prunable groups by the rank files in a folder.
+
+    Groups that no map shows (others write no files of linear layers) are scored by the norm of their weights.
+
+    Raises:
+        UserError: a file is missing, damaged or of another network.
+    """
+    found = scores_from_ranks(load_ranks(folder, graph), graph)
+    missing = [group for group in graph.prunable if group.name not in found]
+    return {**(score("l2", model, graph, None, 0).groups if missing else {}), **found}
 
 
 def spec_of(spec: ModelSpec, dense: nn.Module, narrow: nn.Module) -> ModelSpec:
@@ -74,7 +106,12 @@ def spec_of(spec: ModelSpec, dense: nn.Module, narrow: nn.Module) -> ModelSpec:
 
 
 def load_model(
-    model: nn.Module, state_dict: Mapping[str, Tensor], orders: Mapping[str, Sequence[int]], inputs: Tensor, prove: bool = True
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    orders: Mapping[str, Sequence[int]],
+    inputs: Tensor,
+    prove: bool = True,
+    groups: Mapping[str, int] | None = None,
 ) -> PruningPlan:
     """Load a dense network's weights into a narrow one, in place (HRank's load_model, arXiv:2002.10179).
 
@@ -89,6 +126,7 @@ def load_model(
         orders: group name -> units from the least to the most important.
         inputs: an example, [B, C, H, W]; also what the narrow network is proved on.
         prove: compare the narrow network with the masked dense one, which costs some forward passes.
+        groups: ``group_counts`` of the dense network; only grouped convolutions whose inputs stay whole need it.
 
     Returns:
         Which channels were kept.
@@ -99,7 +137,7 @@ def load_model(
     """
     state_dict = {".".join(p for p in name.split(".") if p not in ("module", "_orig_mod")): t for name, t in state_dict.items()}
     dense = deepcopy(model)
-    resize_(dense, state_dict, _dense_groups(model, state_dict))
+    resize_(dense, state_dict, _dense_groups(model, state_dict) if groups is None else groups)
     load_state_(dense, state_dict)
     graph = trace(dense, inputs[:1])
     plan = make_plan(graph, _widths_in(graph, model), orders)

@@ -41,12 +41,13 @@ class PruningPlan:
             UserError: it is not a plan.
         """
         try:
-            kept = {str(name): tuple(int(unit) for unit in units) for name, units in values["kept"].items()}
-            sizes = {str(name): int(size) for name, size in values["sizes"].items()}
+            kept = {name: tuple(units) for name, units in values["kept"].items()}
+            sizes = dict(values["sizes"].items())
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError("the pruning plan is damaged: it needs 'kept' (lists of units) and 'sizes', by group") from None
         for name, units in kept.items():
-            if list(units) != sorted(set(units)) or not units or name not in sizes or not 0 <= units[0] <= units[-1] < sizes[name]:
+            whole = all(type(number) is int for number in (*units, sizes.get(name)))
+            if not whole or list(units) != sorted(set(units)) or not units or not 0 <= units[0] <= units[-1] < sizes[name]:
                 raise UserError(f"the pruning plan is damaged: the kept units of '{name}' are not ascending within its size")
         return cls(kept, sizes)
 

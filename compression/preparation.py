@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compression.arguments import TrainArguments
-from compression.narrowing import build_narrow, load_model
-from compression.ranks import load_ranks, scores_from_ranks
+from compression.narrowing import build_narrow, load_model, scores_of_files
 from models import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
 from models.loading import WeightsFile, build_as, identify, load_state_, read_weights
+from models.widths import group_counts
 from utils import distributed
 from utils.caching import cache_split
 from utils.datasets import DATA_DIR, load_data, with_validation
@@ -22,7 +23,6 @@ from utils.errors import UserError
 from utils.images import READ_MARGIN
 from utils.loaders import check_balance
 from utils.optim import NORMS
-from utils.profile import example_input
 from utils.spec import ModelSpec
 from utils.splits import ImageData
 from utils.transforms import Augmentation, augmentation
@@ -67,7 +67,7 @@ def prepare(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None)
     data = with_validation(data, arguments.val_fraction, arguments.seed)
     notes: list[str] = []
     if checkpoint:
-        spec, plan = ModelSpec.from_dict(checkpoint["spec"]), checkpoint["plan"]
+        spec, plan = ModelSpec.from_dict(checkpoint["spec"]), checkpoint.get("plan")
         file = WeightsFile(Path("last.pt"), checkpoint["state_dict"], spec, checkpoint)
         data, model = data.for_classes(spec.class_names), build_as(spec, file)
     else:
@@ -144,9 +144,11 @@ def _narrowed(
     narrow = build_narrow(spec, arguments.compress_rate)
     plan: dict[str, Any] = {"kept": {}, "sizes": {}, "widths": dict(narrow.widths)}
     if has_weights:
-        scores = scores_from_ranks(load_ranks(arguments.ranks, narrow.graph), narrow.graph)
+        scores = scores_of_files(arguments.ranks, dense, narrow.graph)
         orders = {name: score.order.tolist() for name, score in scores.items()}
-        plan |= load_model(narrow.model, dense.state_dict(), orders, example_input(dense, spec)).to_dict()
+        noise = torch.randn(2, spec.channels, spec.imgsz, spec.imgsz, generator=torch.Generator().manual_seed(0))
+        loaded = load_model(narrow.model, dense.state_dict(), orders, noise, groups=group_counts(dense))
+        plan |= loaded.to_dict()
     return narrow.spec, narrow.model, plan
 
 

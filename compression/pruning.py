@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +18,8 @@ from compression.arguments import PruneArguments
 from compression.calibration import Calibration, sample
 from compression.costs import macs_cost
 from compression.criteria import Scored, score
-from compression.narrowing import spec_of
+from compression.narrowing import scores_of_files, spec_of
 from compression.plan import PruningPlan, make_plan
-from compression.ranks import load_ranks, scores_from_ranks
 from compression.subject import (
     Subject,
     budget_of,
@@ -76,20 +75,21 @@ def run_pruning(a: PruneArguments) -> Outcome:
     subject = load_subject(a)
     widths = fixed_widths(a, subject)
     dense = TorchBackend(replace(subject.loaded, model=deepcopy(subject.model)), device)
+    if not distributed.is_main():
+        distributed.barrier()  # rank 0 downloads first
     data = load_for(dense, a.data, "val", None, None, a.download)
+    if distributed.is_main():
+        distributed.barrier()
     subject.loaded.spec = subject.spec = dense.spec
     calibration = sample(data.split("train"), dense.spec, a.images, a.batch_size, a.seed)
     criterion = a.criterion or default_criterion(subject.model)
     if a.ranks:
         criterion = "rank"
-        scored = _from_files(a.ranks, subject)
+        scored = Scored(scores_of_files(a.ranks, subject.model, subject.graph), None, 0.0)
     else:
         scored = score(criterion, subject.model, subject.graph, calibration, a.seed, widths)
     orders = {name: found.order.tolist() for name, found in scored.groups.items()}
-    if widths is None:
-        damage = measure_damage(subject.model, subject.graph, cuttable(subject), orders, calibration.head(256))
-        widths = allocate(subject.graph, cuttable(subject), budget_of(a, subject), a.round_to, a.min_channels, damage)
-    plan = make_plan(subject.graph, widths, orders)
+    widths, plan = distributed.broadcast(_choose(a, subject, calibration, orders, widths))
     if not plan.kept:
         raise UserError("these rates cut nothing; every channel stays")
     narrow, difference = _cut(a, subject, plan, calibration)
@@ -103,11 +103,23 @@ def run_pruning(a: PruneArguments) -> Outcome:
     return Outcome(subject, plan, scored, narrow, checkpoint, {**results, "controls": controls}, controls, dense.notes)
 
 
-def _from_files(folder: str, subject: Subject) -> Scored:
-    found = scores_from_ranks(load_ranks(folder, subject.graph), subject.graph)
-    missing = [group.name for entry in subject.entries for group in entry if group.name not in found]
-    filler = score("l2", subject.model, subject.graph, None, 0).groups if missing else {}
-    return Scored({**filler, **found}, None, 0.0)
+def _choose(
+    a: PruneArguments, subject: Subject, calibration: Calibration, orders: Mapping[str, Sequence[int]], widths: dict[str, int] | None
+) -> tuple[dict[str, int], PruningPlan]:
+    """Return the widths, which may be fixed already, and the units that stay."""
+    graph, entries, damage = subject.graph, cuttable(subject), None
+    if widths is None:
+        damage = measure_damage(subject.model, graph, entries, orders, calibration.head(256))
+        widths = allocate(graph, entries, budget_of(a, subject), a.round_to, a.min_channels, damage)
+    plan = make_plan(graph, widths, orders)
+    if a.compress_rate:
+        return widths, plan
+    budget = aim = budget_of(a, subject)
+    while (spent := budget.cost.of(plan.kept)) > budget.limit:  # the chosen units have more channels than the mean
+        aim = replace(aim, share=aim.share * min(budget.limit / spent, 0.998))
+        widths = allocate(graph, entries, aim, a.round_to, a.min_channels, damage)
+        plan = make_plan(graph, widths, orders)
+    return widths, plan
 
 
 def _cut(a: PruneArguments, subject: Subject, plan: PruningPlan, calibration: Calibration) -> tuple[nn.Module, float]:

@@ -72,6 +72,10 @@ def check_arguments(a: PruneArguments) -> None:
     for name in ("round_to", "min_channels", "images", "batch_size", "num_classes"):
         if getattr(a, name) < 1:
             raise UserError(f"{name.replace('_', '-')} is {getattr(a, name)}; it must be at least 1")
+    if a.seed < 0:
+        raise UserError(f"seed is {a.seed}; it must be at least 0")
+    if a.recalibrate_bn and min(a.images, a.batch_size) < 2:
+        raise UserError("--recalibrate-bn needs --images and --batch-size of at least 2: one image may have no variance")
     if not a.weights and not (a.dry_run and a.model):
         raise UserError("give --weights; with --dry-run, --model NAME and --num-classes N do instead")
     if a.ranks and a.criterion not in ("", "rank"):
@@ -90,9 +94,9 @@ def load_subject(a: PruneArguments) -> Subject:
         loaded = load_classifier(a.weights, a.model or None)
     else:
         name, definition = resolve_model(a.model)
-        spec = ModelSpec(name, a.num_classes, a.imgsz or _usual_size(name), definition=definition)
+        spec = ModelSpec(name, a.num_classes, _usual_size(name) if a.imgsz is None else a.imgsz, definition=definition)
         loaded = Loaded(build(spec), spec, named=False)
-    spec = loaded.spec.with_(imgsz=a.imgsz) if a.imgsz else loaded.spec
+    spec = loaded.spec if a.imgsz is None else loaded.spec.with_(imgsz=a.imgsz)
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
     measured = profile(loaded.model, spec)
     graph = trace(loaded.model, example_input(loaded.model, spec))
@@ -133,7 +137,7 @@ def fixed_widths(a: PruneArguments, subject: Subject) -> dict[str, int] | None:
         return None
     if a.compress_rate:
         widths = widths_of_rates(subject.entries, parse_rates(a.compress_rate))
-        return {name: width for name, width in widths.items() if name not in subject.excluded}
+        return {group.name: widths[group.name] for entry in cuttable(subject) for group in entry}
     return allocate(subject.graph, cuttable(subject), budget_of(a, subject), a.round_to, a.min_channels, None)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ARCHITECTURES, build, resolve_model
-from models.widths import resize_
+from models.widths import group_counts, resize_
 from utils import inert
 from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.errors import UserError
@@ -62,6 +62,8 @@ def read_weights(path: str | Path) -> WeightsFile:
         return _read_yolov5(path, refusal)
     if is_checkpoint(content):
         content = check_version(content, path)
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content["state_dict"].items()):
+            raise UserError(f"{path} is damaged: its state dict holds something else than tensors by name")
         return WeightsFile(path, content["state_dict"], ModelSpec.from_dict(content["spec"]), content)
     return WeightsFile(path, {_plain_name(name): value for name, value in find_state_dict(content, path).items()})
 
@@ -97,7 +99,10 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
         UserError: the file's shapes are not those of a network of this kind.
     """
     model = build(spec)
-    if not file.checkpoint.get("plan"):
+    plan = file.checkpoint.get("plan")
+    if not isinstance(plan, dict | None):
+        raise UserError(f"{file.path} is damaged: its pruning plan is no mapping but {type(plan).__name__}")
+    if not plan:
         return model
     target = model.state_dict()
     state = {name: tensor for name, tensor in file.state.items() if name in target and tensor.ndim == target[name].ndim}
@@ -108,8 +113,35 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
             shape = list(state[name].shape)
             shape[dim] = target[name].shape[dim]
             state[name] = state[name].new_empty(shape, device="meta")
-    resize_(model, state, spec.groups)
+    _check_groups(spec, model, file.path)
+    try:
+        resize_(model, state, spec.groups)
+        model.load_state_dict({name: value for name, value in state.items() if not value.is_floating_point()}, strict=False)
+        _check_runs(model, spec)
+    except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{file.path} is damaged: its tensors' shapes make no {spec.name} at {spec.imgsz} px ({reason})") from None
     return model
+
+
+def _check_groups(spec: ModelSpec, model: nn.Module, path: Path) -> None:
+    known = group_counts(model)
+    counts = spec.groups if isinstance(spec.groups, dict) else {"": 0}
+    for name, count in counts.items():
+        if name not in known or type(count) is not int or count < 1:
+            raise UserError(
+                f"{path} is damaged: it gives {count!r} groups to '{name}'; a grouped layer's name and a number above 0 belong there"
+            )
+
+
+@torch.no_grad()
+def _check_runs(model: nn.Module, spec: ModelSpec) -> None:
+    """Run one image through a network in eval mode: widths that do not fit together raise here, and not later."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    model(torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz))
+    for module, training in modes:
+        module.training = training
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool = False) -> list[str]:
