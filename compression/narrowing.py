@@ -178,6 +178,6 @@ def _dense_groups(narrow: nn.Module, state: Mapping[str, Tensor]) -> dict[str, i
         ours = modules[name].weight
         if weight is None or not isinstance(ours, Tensor) or weight.ndim != ours.ndim:
             continue
-        if ours.ndim == 1 or weight.shape[1] == ours.shape[1]:
+        if ours.ndim == 1 or (count > 1 and weight.shape[1] == ours.shape[1]):
             counts[name] = count * weight.shape[0] // ours.shape[0]
     return counts
