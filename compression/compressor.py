@@ -84,7 +84,7 @@ class ClassifierCompressor:
         self._make_loaders(prepared)
         self.first_batch = FirstBatch(self.spec)
         self.training_hooks: list[Hook] = [
-            *([] if arguments.weights or arguments.pretrained else [NormWarmup(self.model)]),
+            *([NormWarmup(self.model)] if self.plan or not (arguments.weights or arguments.pretrained) else []),
             FrozenNorms(freeze_(self.model, arguments.freeze)),
         ]
         self.hooks: list[Hook] = [

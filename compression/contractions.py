@@ -51,6 +51,14 @@ def convolution(call: Call) -> Outcome:
     return Label(out.view(1, -1, *[1] * (call.result.ndim - 2)), call.result.shape)
 
 
+MIXES = "multiplies activations with each other"
+
+
+def attention(call: Call) -> Outcome:
+    """Queries, keys and values meet in products of activations: their channels stay."""
+    return barrier(call, MIXES)
+
+
 def matrix_product(call: Call) -> Outcome:
     """A (moved) weight matrix times an activation, on either side: mm, addmm, and bmm where the weight is one for all."""
     left, right = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2")
@@ -60,6 +68,8 @@ def matrix_product(call: Call) -> Outcome:
     matrix = call[left if behind else right]
     scaled = call.arguments.get("alpha", 1) != 1 or call.arguments.get("beta", 1) != 1
     owned_bias = call.owned("self") if bias is not None and bias.ndim == 1 and not behind else None
+    if label is not None and isinstance(weight, Label):
+        return barrier(call, MIXES)
     if label is None or not isinstance(weight, Coordinates) or (bias is not None and owned_bias is None) or scaled:
         return barrier(call)
     reads, makes = (-1, -2) if behind else (-2, -1)
@@ -86,3 +96,12 @@ CONTRACTIONS: dict[Any, Rule] = {
     aten.addmm: matrix_product,
     aten.bmm: matrix_product,
 }
+ATTENTION: dict[Any, Rule] = dict.fromkeys(
+    (
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_efficient_attention,
+        aten._scaled_dot_product_cudnn_attention,
+    ),
+    attention,
+)

@@ -142,7 +142,11 @@ def _narrowed(
             else "--ranks needs --weights: it says which channels of a trained network stay"
         )
     narrow = build_narrow(spec, arguments.compress_rate)
-    plan: dict[str, Any] = {"kept": {}, "sizes": {}, "widths": dict(narrow.widths)}
+    plan: dict[str, Any] = {
+        "kept": {},
+        "sizes": {name: narrow.graph.group(name).size for name in narrow.widths},
+        "widths": dict(narrow.widths),
+    }
     if has_weights:
         scores = scores_of_files(arguments.ranks, dense, narrow.graph)
         orders = {name: score.order.tolist() for name, score in scores.items()}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compression.contractions import CONTRACTIONS
+from compression.contractions import ATTENTION, CONTRACTIONS
 from compression.labels import Coordinates, Label
 from compression.ledger import Ledger, Mismatch
 from compression.movements import MOVEMENTS
@@ -28,7 +28,7 @@ from compression.rules import ELEMENTWISE, Call, Mark, Outcome, Rule, aten, barr
 
 COMPUTE: dict[Any, Rule] = {**CONTRACTIONS, **NORMS, **ELEMENTWISE}
 MOVES = {**MOVEMENTS, **PARTITIONS}
-RULES: dict[Any, Rule] = {**COMPUTE, **REDUCTIONS, **MOVES}
+RULES: dict[Any, Rule] = {**COMPUTE, **ATTENTION, **REDUCTIONS, **MOVES}
 SHAPE_ONLY = {aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full}  # only the type of their argument counts
 
 

@@ -1,10 +1,14 @@
-"""Checkpoints: plain dicts of tensors and JSON-able values, written atomically, read without running code."""
+"""Checkpoints: plain dicts of tensors and JSON-able values, written atomically, read without running code.
+
+``python -m utils.checkpoint FILE`` prints what is in one.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import struct
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 
 FORMAT, VERSION = "rankcut", 1
 
@@ -143,3 +147,87 @@ def find_state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(candidate, dict) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
             return {str(name): tensor for name, tensor in candidate.items()}
     raise UserError(f"{path} holds no state dict (a mapping from names to tensors)")
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+MAX_SHOWN = 160  # characters of a value
+
+
+def describe(content: Any, path: Path) -> str:
+    """Return what is in a file's content, for people: specification, metrics, plan, arguments, tensors.
+
+    Raises:
+        UserError: it is neither a checkpoint that this code reads nor a state dict.
+    """
+    lines = [f"{path}: plain state dict"]
+    if is_checkpoint(content):
+        content = check_version(content, path)
+        lines = [f"{path}: checkpoint, version {content['version']}"]
+        for key in ("spec", "metrics", "arguments"):
+            lines += [key, *_values(content.get(key))]
+        training = content.get("training")
+        where = f"epoch {_shown(training.get('epoch'))}, step {_shown(training.get('step'))}" if isinstance(training, Mapping) else "none"
+        lines += ["plan", *_plan(content.get("plan")), "training state", f"  {where}"]
+        state = content["state_dict"]
+    else:
+        state = find_state_dict(content, path)
+    lines += ["tensors"]
+    rows = [(_shown(name), *_tensor(value)) for name, value in state.items()]
+    columns = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    lines += [f"  {name:<{columns[0]}}  {shape:<{columns[1]}}  {kind}" for name, shape, kind in rows]
+    parameters = [
+        value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and str(name).rpartition(".")[2] not in STATISTICS
+    ]
+    lines.append(
+        f"{len(state):,} tensors; {sum(value.numel() for value in parameters):,} parameters "
+        f"in {len(parameters):,} of them (the others are statistics of norms and integers)"
+    )
+    return "\n".join(lines)
+
+
+def _values(values: Any) -> list[str]:
+    if not isinstance(values, Mapping):
+        return [f"  {_shown(values)}"]
+    width = max((len(_shown(name)) for name in values), default=0)
+    return [f"  {_shown(name):<{width}}  {_shown(value)}" for name, value in values.items()] or ["  none"]
+
+
+def _plan(plan: Any) -> list[str]:
+    """Return a line per group that was cut: the units that are kept, of how many; earlier cuts after the later ones."""
+    lines = []
+    while plan:
+        if not isinstance(plan, Mapping) or not isinstance(plan.get("kept"), Mapping):
+            return [*lines, f"  damaged: {_shown(plan)}"]
+        sizes, widths = (plan[key] if isinstance(plan.get(key), Mapping) else {} for key in ("sizes", "widths"))
+        counts = {name: len(units) if isinstance(units, list | tuple) else "?" for name, units in plan["kept"].items()}
+        counts = counts or dict(widths)  # a network that was built narrow has widths alone
+        width = max((len(_shown(name)) for name in counts), default=0)
+        lines += [f"  {_shown(name):<{width}}  {_shown(count)} of {_shown(sizes.get(name, '?'))}" for name, count in counts.items()]
+        if plan := plan.get("before"):
+            lines.append("  and before that")
+    return lines or ["  none: no channels were cut"]
+
+
+def _tensor(value: Any) -> tuple[str, str]:
+    return (str(list(value.shape)), str(value.dtype).removeprefix("torch.")) if isinstance(value, Tensor) else ("no tensor", _shown(value))
+
+
+def _shown(value: Any) -> str:
+    """Return a value on one line, without what a terminal would obey, shortened."""
+    text = "".join(character if character.isprintable() else "?" for character in str(value))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
+
+
+def main() -> None:
+    """Print what is in the files that are named on the command line."""
+    paths = sys.argv[1:]
+    if not paths or any(path.startswith("-") for path in paths):
+        raise UserError("python -m utils.checkpoint FILE ... prints what is in a checkpoint or state dict")
+    for path in map(Path, paths):
+        print(describe(read_tensor_file(path), path))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -22,7 +22,8 @@ class NormWarmup(Hook):
     """Averages batch norm's statistics evenly until its own momentum m takes over: momentum = max(m, 1 / (step + 1)).
 
     Running statistics start at (0, 1) and forget that only after several times 1 / m steps. With YOLOv5's m = 0.03 and
-    a small data set, a network validates at chance for whole epochs although it has long learnt.
+    a small data set, a network validates at chance for whole epochs although it has long learnt. After a cut the statistics
+    are those of another network, and the same holds.
     """
 
     def __init__(self, model: nn.Module) -> None:
