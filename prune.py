@@ -7,6 +7,8 @@ the dense network with the same channels masked.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 from compression.arguments import PruneArguments
 from compression.criteria import CRITERIA
@@ -38,7 +40,7 @@ def dry_run(a: PruneArguments) -> None:
     widths = fixed_widths(a, subject)
     print(f"{subject.spec.name} at {subject.spec.imgsz} px: {subject.profile.params:,} parameters, {subject.profile.macs:,} multiply-adds")
     print(groups_text(subject, widths))
-    results = {
+    results: dict[str, Any] = {
         "params": [subject.profile.params, None],
         "macs": [subject.profile.macs, None],
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
