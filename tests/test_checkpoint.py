@@ -8,11 +8,13 @@ import stat
 import pytest
 import torch
 
+from tests.conftest import ROOT, Process
 from utils import inert
 from utils.checkpoint import (
     NeedsCode,
     atomic_write,
     check_version,
+    describe,
     find_state_dict,
     is_checkpoint,
     read_tensor_file,
@@ -228,3 +230,131 @@ def test_files_without_a_state_dict_are_refused(tmp_path, content):
     with pytest.raises(UserError, match=r"x\.pt holds no state dict"):
         find_state_dict(content, tmp_path / "x.pt")
     assert not is_checkpoint(content)
+
+
+# ---- python -m utils.checkpoint
+
+STATE = {
+    "conv.weight": torch.zeros(8, 3, 3, 3),
+    "bn.weight": torch.zeros(8),
+    "bn.running_mean": torch.zeros(8),
+    "bn.num_batches_tracked": torch.tensor(3),
+    "fc.weight": torch.zeros(5, 8, dtype=torch.bfloat16),
+}
+TENSORS = [
+    "tensors",
+    "  conv.weight             [8, 3, 3, 3]  float32",
+    "  bn.weight               [8]           float32",
+    "  bn.running_mean         [8]           float32",
+    "  bn.num_batches_tracked  []            int64",
+    "  fc.weight               [5, 8]        bfloat16",
+    # 8 * 27 + 8 + 5 * 8
+    "5 tensors; 264 parameters in 3 of them (the others are statistics of norms and integers)",
+]
+
+
+def test_a_checkpoint_is_described_line_by_line(tmp_path):
+    content = {
+        "spec": {"name": "net", "num_classes": 5},
+        "metrics": {"top1": 0.5},
+        "arguments": {"lr0": 0.001, "freeze": []},
+        "plan": {
+            "kept": {"conv": [0, 2, 5], "longer.conv": [1]},
+            "sizes": {"conv": 8, "longer.conv": 4},
+            "before": {"kept": {"conv": list(range(8))}, "sizes": {"conv": 16}},
+        },
+        "state_dict": STATE,
+        "training": {"epoch": 3, "step": 7, "optimizer": {}},
+    }
+    save_checkpoint(tmp_path / "x.pt", content)
+    lines = describe(read_tensor_file(tmp_path / "x.pt"), tmp_path / "x.pt").split("\n")
+    assert lines == [
+        f"{tmp_path}/x.pt: checkpoint, version 1",
+        "spec",
+        "  name         net",
+        "  num_classes  5",
+        "metrics",
+        "  top1  0.5",
+        "arguments",
+        "  lr0     0.001",
+        "  freeze  []",
+        "plan",
+        "  conv         3 of 8",
+        "  longer.conv  1 of 4",
+        "  and before that",
+        "  conv  8 of 16",
+        "training state",
+        "  epoch 3, step 7",
+        *TENSORS,
+    ]
+
+
+def test_what_is_not_there_is_said_and_widths_do_without_indices(tmp_path):
+    content = {"format": "rankcut", "version": 1, "spec": {}, "metrics": {}, "state_dict": STATE}
+    assert describe(content, tmp_path).split("\n")[1:9] == [
+        "spec", "  none", "metrics", "  none", "arguments", "  None", "plan", "  none: no channels were cut",
+    ]  # fmt: skip
+    widths = {"kept": {}, "sizes": {"conv": 8}, "widths": {"conv": 5}}
+    assert "plan\n  conv  5 of 8\ntraining state\n  none\n" in describe({**content, "plan": widths}, tmp_path)
+
+
+def test_a_plain_state_dict_is_described(tmp_path):
+    assert describe({"state_dict": STATE}, tmp_path).split("\n") == [f"{tmp_path}: plain state dict", *TENSORS]
+
+
+@pytest.mark.parametrize(
+    "plan", ["cut", [1], {"kept": 3}, {"kept": {"a": 1}, "sizes": 2}, {"kept": {}, "before": [1]}, {"kept": {1: None}, "sizes": {1: {}}}]
+)
+def test_odd_contents_are_shown_and_raise_nothing(tmp_path, plan):
+    content = {"format": "rankcut", "version": 1, "spec": {1: "a\nb\x1b[31m", "long": "x" * 5000}, "metrics": 7, "plan": plan}
+    text = describe({**content, "state_dict": {**STATE, "odd\n": "text", 3: None}, "training": [1]}, tmp_path)
+    assert "\x1b" not in text
+    assert "a?b?[31m" in text
+    assert max(len(line) for line in text.split("\n")) < 200
+    assert text.endswith("7 tensors; 264 parameters in 3 of them (the others are statistics of norms and integers)")
+
+
+def test_deeply_nested_plans_are_walked_through(tmp_path):
+    plan = {"kept": {"a": [0]}, "sizes": {"a": 2}}
+    for _ in range(2000):
+        plan = {"kept": {"a": [0]}, "sizes": {"a": 2}, "before": plan}
+    content = {"format": "rankcut", "version": 1, "spec": {}, "state_dict": STATE, "plan": plan}
+    assert describe(content, tmp_path).count("and before that") == 2000
+
+
+def test_the_command_describes_files_and_reports_in_one_line(script, tmp_path):
+    torch.save(STATE, tmp_path / "a.pt")
+    save_checkpoint(tmp_path / "b.pt", CONTENT)
+    save_checkpoint(tmp_path / "newer.pt", CONTENT)
+    torch.save({**torch.load(tmp_path / "newer.pt"), "version": 9}, tmp_path / "newer.pt")
+    write_pickle(tmp_path / "evil.pt", {"model": Marker(tmp_path / "was-run")}, "zip")
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pt")
+    done = script("utils/checkpoint.py", "a.pt", "b.pt")
+    assert done.code == 0
+    assert done.out.startswith("a.pt: plain state dict\ntensors\n")
+    assert "\nb.pt: checkpoint, version 1\nspec\n  name  net\n" in done.out
+    for arguments, words in (
+        ((), "FILE"),
+        (("--help",), "python -m utils.checkpoint FILE"),
+        (("absent.pt",), "no weights file absent.pt"),
+        ((".",), ". is a folder"),
+        (("text.pt",), "text.pt is not a weights file"),
+        (("evil.pt",), "evil.pt needs code to load"),
+        (("list.pt",), "list.pt holds no state dict"),
+        (("newer.pt",), "version 9"),
+    ):
+        refused = script("utils/checkpoint.py", *arguments)
+        assert refused.code == 2
+        assert words in refused.err
+        assert refused.err.count("\n") == 1
+        assert refused.out == ""
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_the_command_runs_as_a_module(tmp_path):
+    with Process("-W", "error", "-m", "utils.checkpoint", ROOT / "weights/digits.pt", cwd=tmp_path) as process:
+        output = process.finish(60)
+    assert "  name           resnet20\n" in output
+    assert "269,434 parameters" in output
+    assert list(tmp_path.iterdir()) == []

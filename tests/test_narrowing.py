@@ -49,14 +49,14 @@ PUBLISHED = {  # parameters in millions, multiply-adds in millions, as the table
 
 def extra_elements(model, size):
     """Elements that batch norms and biases of convolutions write for one image: (of norms, of biases)."""
-    counts, handles = [0, 0], []
+    counts = [0, 0]
 
     def count(module, _, output):
         counts[isinstance(module, nn.Conv2d)] += output.numel()
 
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and module.bias is not None):
-            handles.append(module.register_forward_hook(count))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    biased = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+    handles = [module.register_forward_hook(count) for module in (*norms, *biased)]
     with torch.no_grad():
         model.eval()(torch.zeros(1, 3, size, size))
     for handle in handles:
@@ -110,7 +110,7 @@ def test_published_counts_of_the_dense_networks():
     norms, biases = extra_elements(vgg, 32)
     assert count_macs(vgg, ModelSpec("vgg16-cifar", 10, 32)) + biases == pytest.approx(313.73e6, rel=1e-4)
     assert sum(p.numel() for p in vgg.parameters()) == pytest.approx(14.98e6, rel=1e-3)
-    # 13 convolutions: 2 of 64 x 32 x 32, 2 of 128 x 16 x 16, 3 of 256 x 8 x 8, 3 of 512 x 4 x 4, 3 of 512 x 2 x 2; and 512 of linear1's norm
+    # 13 convolutions: 2 of 64 x 32 x 32, 2 of 128 x 16 x 16, 3 of 256 x 8 x 8, 3 of 512 x 4 x 4, 3 of 512 x 2 x 2; 512 of linear1's norm
     assert biases == 131072 + 65536 + 49152 + 24576 + 6144
     assert norms == biases + 512
     imagenet = build(ModelSpec("resnet50", 1000, 224))

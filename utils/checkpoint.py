@@ -196,7 +196,7 @@ def _values(values: Any) -> list[str]:
 
 def _plan(plan: Any) -> list[str]:
     """Return a line per group that was cut: the units that are kept, of how many; earlier cuts after the later ones."""
-    lines = []
+    lines: list[str] = []
     while plan:
         if not isinstance(plan, Mapping) or not isinstance(plan.get("kept"), Mapping):
             return [*lines, f"  damaged: {_shown(plan)}"]
