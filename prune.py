@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 from compression.arguments import PruneArguments
 from compression.criteria import CRITERIA
