@@ -74,6 +74,8 @@ def run_pruning(a: PruneArguments) -> Outcome:
     distributed.join(device)
     subject = load_subject(a)
     widths = fixed_widths(a, subject)
+    if widths is not None and all(width == subject.graph.group(name).size for name, width in widths.items()):
+        raise UserError("these rates cut nothing; every channel stays")
     dense = TorchBackend(replace(subject.loaded, model=deepcopy(subject.model)), device)
     if not distributed.is_main():
         distributed.barrier()  # rank 0 downloads first
@@ -96,9 +98,11 @@ def run_pruning(a: PruneArguments) -> Outcome:
     before, after = dense, TorchBackend(replace(subject.loaded, model=narrow, spec=_narrow_spec(subject, narrow)), device)
     checkpoint = _checkpoint(a, subject, plan, after.spec, narrow)
     results = _results(a, subject, widths, scored, criterion)
-    sizes = _compare(a, subject, before, after, data, device, checkpoint)
-    results = {**sizes, "max_relative_difference": difference, **results}
-    checkpoint["metrics"] = {"top1": results["top1"][1], "params": results["params"][1], "macs": results["macs"][1]}
+    measured = _compare(a, subject, before, after, data, device)
+    checkpoint["metrics"] = {"top1": measured["top1"][1], "params": measured["params"][1], "macs": measured["macs"][1]}
+    dense_file = {**checkpoint, "spec": subject.spec.to_dict(), "plan": None, "state_dict": subject.model.state_dict()}
+    sizes = {"bytes": [_bytes(dense_file), _bytes(checkpoint)]}
+    results = {**measured, **sizes, "max_relative_difference": difference, **results}
     controls = _controls(a, subject, plan, calibration, data, device, widths) if a.controls else {}
     return Outcome(subject, plan, scored, narrow, checkpoint, {**results, "controls": controls}, controls, dense.notes)
 
@@ -174,20 +178,17 @@ def _compare(
     after: TorchBackend,
     data: ImageData,
     device: torch.device,
-    checkpoint: Mapping[str, Any],
 ) -> dict[str, list[float]]:
-    """Measure both networks: size, cost, accuracy on the validation split, latency at batch 1, bytes of the file."""
+    """Measure both networks: size, cost, accuracy on the validation split, latency at batch 1."""
     profiles = subject.profile, profile(after.model, after.spec)
     accuracies = [measure(backend, data, "val", 4 * a.batch_size, a.workers, device).evaluation.top1 for backend in (before, after)]
     example = example_input(after.model, after.spec).to(memory_format=torch.channels_last)
     latencies = [round(statistics.median(times), 4) for times in measure_latency([before.model, after.model], example)]
-    dense = {**checkpoint, "spec": subject.spec.to_dict(), "plan": None, "state_dict": subject.model.state_dict()}
     return {
         "params": [p.params for p in profiles],
         "macs": [p.macs for p in profiles],
         "top1": accuracies,
         "latency_ms": latencies,
-        "bytes": [_bytes(dense), _bytes(checkpoint)],
     }
 
 
