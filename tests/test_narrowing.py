@@ -9,6 +9,7 @@ import math
 import random
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from torchvision.models.mobilenetv2 import MobileNetV2
 from compression import narrowing
 from compression.channels import trace
 from compression.cutting import NotProved, apply_cut_, mask_, plan_cut
-from compression.narrowing import build_narrow, load_model
+from compression.narrowing import build_narrow, load_model, scores_of_files
 from compression.plan import entries_of, make_plan, widths_of_rates
 from compression.rates import parse_rates
 from models import build, load_definition_of
@@ -331,12 +332,14 @@ def test_depthwise_convolutions_follow_the_layer_before():
     assert c.everything_came_from_the_dense_network()
 
 
-@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.module.{}"])
-def test_prefixes_are_dropped(wrap):
-    plain, wrapped = Case(build(ModelSpec("resnet20", 10, 32))), Case(build(ModelSpec("resnet20", 10, 32)))
-    plain.load()
-    wrapped.load({wrap.format(name): tensor for name, tensor in wrapped.dense.state_dict().items()})
-    assert all(torch.equal(tensor, wrapped.after[name]) for name, tensor in plain.after.items())
+def test_prefixes_are_dropped():
+    c = Case(build(ModelSpec("resnet20", 10, 32)), size=16).load()
+    plain = {name: tensor.clone() for name, tensor in c.after.items()}
+    for wrap in ("module.{}", "_orig_mod.module.{}"):
+        for tensor in c.narrow.state_dict().values():
+            tensor.fill_(3)
+        c.load({wrap.format(name): tensor for name, tensor in c.dense.state_dict().items()})
+        assert all(torch.equal(tensor, c.after[name]) for name, tensor in plain.items())
 
 
 def fails(c, error, words, state=None):
@@ -351,7 +354,7 @@ def fails(c, error, words, state=None):
 
 
 def test_a_failure_leaves_the_narrow_network_as_it_was(monkeypatch):
-    c = Case(build(ModelSpec("resnet20", 10, 32)))
+    c = Case(build(ModelSpec("resnet20", 10, 32)), size=16)
     state = c.dense.state_dict()
     fails(c, UserError, "1 missing .layer3.2.bn2.running_var.", {k: v for k, v in state.items() if k != "layer3.2.bn2.running_var"})
     fails(c, UserError, "1 not of this network .layer4.", {**state, "layer4.weight": torch.ones(1)})
@@ -361,22 +364,27 @@ def test_a_failure_leaves_the_narrow_network_as_it_was(monkeypatch):
 
 
 def test_widths_that_are_no_cut_of_the_weights_are_refused():
-    twenty = build(ModelSpec("resnet20", 10, 32))
-    c = Case(deepcopy(twenty))
+    c = Case(build(ModelSpec("resnet20", 10, 32)), size=16)
+    fitting = c.narrow
+    c.narrow = deepcopy(fitting)
     c.narrow.layer1[1].bn2 = nn.BatchNorm2d(5)  # the stream has 8 channels
     fails(c, UserError, r"widths are no cut of the weights': layer1.1.bn2.weight has \(5,\), the weights give \(8,\)")
-    c = Case(deepcopy(twenty))
+    c.narrow = deepcopy(fitting)
     c.narrow.conv1 = nn.Conv2d(3, 24, 3, padding=1, bias=False)  # wider than the dense network's 16
     fails(c, UserError, "widths are no cut of the weights': conv1.weight")
-    c = Case(deepcopy(twenty))
+    c.narrow = deepcopy(fitting)
     c.narrow.fc = nn.Linear(32, 7)  # other classes
     fails(c, UserError, "widths are no cut of the weights': fc.weight")
 
 
-def test_channels_that_tie_in_all_scores_are_kept_by_their_order_alone():
-    c = Case(build(ModelSpec("resnet20", 10, 32)))
-    first = c.load().plan
-    assert c.load().plan == first
+def test_rank_files_of_others_leave_linear_layers_to_the_norm_of_their_weights(tmp_path):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)
+    ).eval()
+    model[4].weight.data = torch.tensor([[3.0] * 4, [1.0] * 4, [2.0] * 4])
+    np.save(tmp_path / "rank_conv1.npy", np.array([2, 5, 1, 4], np.float32))
+    scores = scores_of_files(str(tmp_path), model, trace(model, torch.zeros(1, 3, 8, 8)))
+    assert {name: score.order.tolist() for name, score in scores.items()} == {"0": [2, 0, 3, 1], "4": [1, 2, 0]}
 
 
 # ---- widths from rates
