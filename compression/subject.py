@@ -23,7 +23,7 @@ from utils.errors import UserError, nearest, unknown
 from utils.profile import Profile, count_macs, example_input, profile
 from utils.spec import ModelSpec
 
-DEFAULT_CRITERION, DEFAULT_WITHOUT_ZEROS = "rank", "l2"
+DEFAULT_CRITERION, DEFAULT_WITHOUT_ZEROS = "rank", "taylor"
 # Activations that are never exactly zero: every map has full rank, and ranks tie.
 WITHOUT_ZEROS = (nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.ELU, nn.LeakyReLU, nn.PReLU)
 

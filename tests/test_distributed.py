@@ -40,7 +40,7 @@ def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script,
     assert alone["loss"] == pytest.approx(results["loss"], rel=1e-5)
 
     # A worker dies after the first epoch; torchrun starts new ones, and the run goes on to the same bits.
-    with launch(killed, *flags, restarts=3) as process:
+    with launch(killed, *flags, restarts=1) as process:
         process.wait_until((killed / "runs/train/exp/results.csv").exists)
         os.kill(workers_of(process.popen.pid)[-1], signal.SIGKILL)
         output = process.finish(150)

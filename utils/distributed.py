@@ -25,7 +25,11 @@ def join(device: torch.device) -> None:
     if launched() and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        # torchrun's store outlives its workers: without a prefix, restarted ones would find the addresses of the dead.
+        store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
+        store = dist.PrefixStore(f"restart{restarts()}", store)  # type: ignore[attr-defined]
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
 
 
 def leave() -> None:
