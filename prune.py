@@ -77,7 +77,7 @@ def run(a: PruneArguments) -> None:
         raise
     for note in outcome.notes:
         print(f"note   {note}")
-    print(groups_text(outcome.subject, {row["name"]: row["kept"] for row in results["groups"]}))
+    print(groups_text(outcome.subject, {name: len(units) for name, units in outcome.plan.kept.items()}))
     print(f"\n{comparison_text(results)}")
     print(
         f"\nscored by {results['criterion']} in {results['rank_seconds']:.1f} s; {results['tied_share']:.1%} of the channels in cut "

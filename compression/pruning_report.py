@@ -51,7 +51,7 @@ def groups_text(subject: Subject, widths: Mapping[str, int] | None) -> str:
         others = [name for name in makers if name != group.name]
         members = f" (+ {', '.join(others[:3])}{f', {len(others) - 3} more' if len(others) > 3 else ''})" if others else ""
         wide = group.channels // group.size
-        unit = f" [{wide} channels each]" if wide > 1 else ""
+        unit = f" [{group.size} times {wide}]" if wide > 1 else ""
         note = "" if row["prunable"] else f"  - stays: {row['reason']}"
         number = "-" if row["index"] is None else str(row["index"])
         lines.append(f"{number:>5}  {row['channels']:>8}  {row['kept']:>5}  {group.macs / total:>6.1%}  {group.name}{unit}{members}{note}")

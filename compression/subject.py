@@ -170,8 +170,8 @@ def group_rows(subject: Subject, widths: Mapping[str, int] | None) -> list[dict[
         {
             "index": numbers.get(group.name),
             "name": group.name,
-            "channels": group.size,
-            "kept": (widths or {}).get(group.name, group.size),
+            "channels": group.channels,
+            "kept": (widths or {}).get(group.name, group.size) * group.channels // group.size,
             "prunable": group.prunable and group.name not in subject.excluded,
             "reason": f"excluded by '{subject.excluded[group.name]}'" if group.name in subject.excluded else group.reason,
         }
