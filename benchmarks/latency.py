@@ -20,6 +20,7 @@ from compression.costs import macs_cost
 from compression.cutting import apply_cut_, plan_cut
 from compression.plan import entries_of, make_plan
 from models import build
+from utils.errors import UserError
 from utils.profile import count_macs, example_input, measure_latency
 from utils.spec import ModelSpec
 
@@ -42,9 +43,14 @@ def main() -> None:
         dense = build(spec).eval()
         graph, total = trace(dense, example_input(dense, spec)), count_macs(dense, spec)
         entries = entries_of(graph, name)
-        models, shares = [dense], [1.0]
+        models, shares, labels = [dense], [1.0], ["dense"]
         for rounding in ROUNDINGS:
-            widths = allocate(graph, entries, Budget(macs_cost(graph, total), SHARE, "macs"), rounding, 1, None)
+            try:
+                widths = allocate(graph, entries, Budget(macs_cost(graph, total), SHARE, "macs"), rounding, 1, None)
+            except UserError as error:  # narrow networks may have too few multiples
+                print(f"{name}, round-to {rounding}: {error}", flush=True)
+                continue
+            labels.append(f"round-to {rounding}")
             plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
             narrow = deepcopy(dense)
             apply_cut_(narrow, plan_cut(graph, plan.kept))
@@ -55,7 +61,7 @@ def main() -> None:
             inputs = torch.randn(batch, 3, spec.imgsz, spec.imgsz).to(memory_format=torch.channels_last)
             passes = options.passes * (4 if batch == 1 else 1)
             times = measure_latency(models, inputs, passes)
-            for label, taken, share in zip(("dense", *(f"round-to {r}" for r in ROUNDINGS)), times, shares, strict=True):
+            for label, taken, share in zip(labels, times, shares, strict=True):
                 speed_up = statistics.median(times[0]) / statistics.median(taken)
                 quarters = statistics.quantiles(taken, n=4)
                 row = {"model": name, "batch": batch, "network": label, "macs": share, "median_ms": statistics.median(taken)}
