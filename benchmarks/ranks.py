@@ -30,10 +30,11 @@ from compression.calibration import Calibration, sample
 from compression.channels import trace
 from compression.criteria import Scored, score
 from compression.graph import ChannelGraph
-from compression.maps import PASS, evaluating, find_taps, measure_images, show_maps
+from compression.maps import PASS, find_taps, measure_images, show_maps
 from compression.plan import entries_of, widths_of_rates
 from compression.rates import parse_rates
 from compression.spectra import spectrum_scores
+from compression.tracing import evaluating
 from models import build
 from models.loading import load_classifier
 from utils.datasets import load_data

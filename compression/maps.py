@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compression.calibration import Calibration
 from compression.graph import ChannelGraph
-from compression.tracing import computes
+from compression.tracing import computes, evaluating
 from utils import distributed
 
 PASS = 16  # images of a forward pass: maps are scored while they are in the cache, and shares are fine enough to deal out
@@ -94,21 +94,6 @@ class _Watch(TorchDispatchMode):
             if self.computed == self.last:
                 raise _Enough
         return result
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, without torch's fused attention, as the trace saw it; then back."""
-    modes = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        model.eval()
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
 
 
 def show_maps(model: nn.Module, inputs: Tensor, taps: Sequence[Tap], show: Callable[[Tap, Tensor], None]) -> None:

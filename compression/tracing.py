@@ -159,12 +159,9 @@ def _same_map(contraction: Any, mark: Mark | None, result: Tensor) -> bool:
 
 
 @contextmanager
-def prepared(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    """Put a network into eval mode, without torch's fused attention, and tell the tracer which module runs."""
-    handles, modes = [], [(module, module.training) for module in model.modules()]
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _, __, name=name: tracer.modules.append(name)))
-        handles.append(module.register_forward_hook(tracer.leave, always_call=True))
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, without torch's fused attention; then back."""
+    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -172,10 +169,22 @@ def prepared(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for handle in handles:
-            handle.remove()
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def observed(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
+    """Tell the tracer which module runs."""
+    handles: list[Any] = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _, __, name=name: tracer.modules.append(name)))
+        handles.append(module.register_forward_hook(tracer.leave, always_call=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def run_traced(model: nn.Module, inputs: Tensor, ledger: Ledger) -> Ledger:
@@ -191,7 +200,7 @@ def run_traced(model: nn.Module, inputs: Tensor, ledger: Ledger) -> Ledger:
     """
     inputs = inputs.detach().clone()
     tracer = _Tracer(ledger, inputs)
-    with torch.no_grad(), prepared(model, tracer), _Leaks(tracer), tracer:
+    with torch.no_grad(), evaluating(model), observed(model, tracer), _Leaks(tracer), tracer:
         outputs = model(inputs)
     for output in tensors_in(outputs):
         mark = tracer.mark_of(output)

@@ -12,11 +12,12 @@ from torch import nn
 from compression.calibration import Calibration
 from compression.channels import trace
 from compression.criteria import score
-from compression.maps import evaluating, find_taps, show_maps
+from compression.maps import find_taps, show_maps
 from compression.measuring import looks, measure_ranks
 from compression.ranks import load_ranks, save_ranks, scores_from_ranks
 from compression.scores import GroupScore, Task, order_units
 from compression.spectra import spectrum_scores
+from compression.tracing import evaluating
 from models import build
 from tests.conftest import Process
 from utils.errors import UserError

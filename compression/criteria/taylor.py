@@ -18,8 +18,9 @@ from torch import Tensor
 from compression.criteria.scored import Scored
 from compression.graph import ChannelGroup
 from compression.ledger import owned_tensors
-from compression.maps import deal, evaluating, gather
+from compression.maps import deal, gather
 from compression.scores import GroupScore, Task
+from compression.tracing import evaluating
 
 
 def taylor(task: Task) -> Scored:
