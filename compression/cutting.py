@@ -17,6 +17,7 @@ from compression.graph import ChannelGraph, Keep
 from compression.ledger import Mismatch, Proof, owned_tensors
 from compression.tracing import run_traced, tensors_in
 from models.widths import install_
+from utils.modes import eval_mode
 
 TOLERANCE = 1e-4  # of the outputs' largest absolute value
 
@@ -155,17 +156,13 @@ def prove_outputs(shrunk: nn.Module, dense: nn.Module, graph: ChannelGraph, keep
     """
     masked = deepcopy(dense).eval()
     mask_(masked, graph, keep)
-    modes = [(module, module.training) for module in shrunk.modules()]
-    shrunk.eval()
     try:
-        difference = relative_difference(shrunk(inputs), masked(inputs))
-        if not difference <= TOLERANCE:  # float32 may round so far apart; float64 does not
-            difference = relative_difference(deepcopy(shrunk).double()(inputs.double()), masked.double()(inputs.double()))
+        with eval_mode(shrunk):
+            difference = relative_difference(shrunk(inputs), masked(inputs))
+            if not difference <= TOLERANCE:  # float32 may round so far apart; float64 does not
+                difference = relative_difference(deepcopy(shrunk).double()(inputs.double()), masked.double()(inputs.double()))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise NotProved(" ".join(str(error).split())[:200]) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not difference <= TOLERANCE:
         raise NotProved(f"the shrunk network's output differs from the masked one's by {difference:.2g} of its scale")
     return difference

@@ -18,7 +18,7 @@ from compression.ranks import load_ranks, scores_from_ranks
 from compression.rates import parse_rates
 from compression.scores import GroupScore
 from models import build, definition_of, finish_
-from models.loading import load_state_
+from models.loading import load_state_, plain_name
 from models.widths import group_counts, resize_
 from models.yolo import NotBuiltNarrow, build_yolo
 from utils.errors import UserError
@@ -135,7 +135,7 @@ def load_model(
         UserError: the weights or the widths do not fit; the model is as it was.
         NotProved: the narrow network is not the masked dense one; the model is as it was.
     """
-    state_dict = {".".join(p for p in name.split(".") if p not in ("module", "_orig_mod")): t for name, t in state_dict.items()}
+    state_dict = {plain_name(name): tensor for name, tensor in state_dict.items()}
     dense = deepcopy(model)
     resize_(dense, state_dict, _dense_groups(model, state_dict) if groups is None else groups)
     load_state_(dense, state_dict)

@@ -18,14 +18,14 @@ from compression.graph import ChannelGraph
 from compression.plan import Entry, entries_of, rates_of_widths, widths_of_rates
 from compression.rates import parse_rates
 from models import build, resolve_model
-from models.loading import Loaded, load_classifier
+from models.loading import Loaded, default_size, load_classifier
 from utils.errors import UserError, nearest, unknown
 from utils.profile import Profile, count_macs, example_input, profile
 from utils.spec import ModelSpec
 
 DEFAULT_CRITERION, DEFAULT_WITHOUT_ZEROS = "rank", "taylor"
 # Activations that are never exactly zero: every map has full rank, and ranks tie.
-WITHOUT_ZEROS = (nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.ELU, nn.LeakyReLU, nn.PReLU)
+WITHOUT_ZEROS = (nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.PReLU)
 
 
 @dataclass
@@ -97,7 +97,7 @@ def load_subject(a: PruneArguments) -> Subject:
             raise UserError(f"--model {a.model} does not go with {a.weights}, which is a {loaded.spec.name}; leave --model out")
     else:
         name, definition = resolve_model(a.model)
-        spec = ModelSpec(name, a.num_classes, _usual_size(name) if a.imgsz is None else a.imgsz, definition=definition)
+        spec = ModelSpec(name, a.num_classes, default_size(name) if a.imgsz is None else a.imgsz, definition=definition)
         loaded = Loaded(build(spec), spec, named=False)
     spec = loaded.spec if a.imgsz is None else loaded.spec.with_(imgsz=a.imgsz)
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
@@ -105,11 +105,6 @@ def load_subject(a: PruneArguments) -> Subject:
     graph = trace(loaded.model, example_input(loaded.model, spec))
     excluded = _excluded(graph, a.exclude)
     return Subject(loaded, spec, graph, entries_of(graph, spec.name), measured, excluded)
-
-
-def _usual_size(name: str) -> int:
-    small = name.removesuffix("-b") in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16-cifar")
-    return 32 if small else 224
 
 
 def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[str, str]:

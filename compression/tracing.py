@@ -25,6 +25,7 @@ from compression.movements import MOVEMENTS
 from compression.partitions import PARTITIONS
 from compression.reductions import NORMS, REDUCTIONS
 from compression.rules import ELEMENTWISE, Call, Mark, Outcome, Rule, aten, barrier, elementwise
+from utils.modes import eval_mode
 
 COMPUTE: dict[Any, Rule] = {**CONTRACTIONS, **NORMS, **ELEMENTWISE}
 MOVES = {**MOVEMENTS, **PARTITIONS}
@@ -161,16 +162,13 @@ def _same_map(contraction: Any, mark: Mark | None, result: Tensor) -> bool:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, without torch's fused attention; then back."""
-    modes = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        model.eval()
-        yield
+        with eval_mode(model):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from models.widths import group_counts, resize_
 from utils import inert
 from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.errors import UserError
+from utils.modes import eval_mode
 from utils.spec import ModelSpec
 
 WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names
@@ -65,7 +66,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content["state_dict"].items()):
             raise UserError(f"{path} is damaged: its state dict holds something else than tensors by name")
         return WeightsFile(path, content["state_dict"], ModelSpec.from_dict(content["spec"]), content)
-    return WeightsFile(path, {_plain_name(name): value for name, value in find_state_dict(content, path).items()})
+    return WeightsFile(path, {plain_name(name): value for name, value in find_state_dict(content, path).items()})
 
 
 def load_classifier(weights: str | Path, model_name: str | None = None) -> Loaded:
@@ -84,7 +85,7 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
         notes = load_state_(model, file.state)
         return Loaded(model, file.spec, notes, file.checkpoint, file.named)
     name, definition = resolve_model(model_name) if model_name else (identify(file.state, file.path), None)
-    spec = ModelSpec(name, _num_outputs(file.state, file.path), _default_size(name), _num_inputs(file.state), definition=definition)
+    spec = ModelSpec(name, _num_outputs(file.state, file.path), default_size(name), _num_inputs(file.state), definition=definition)
     model = build(spec)
     return Loaded(model, spec, load_state_(model, file.state), named=False)
 
@@ -137,11 +138,8 @@ def _check_groups(spec: ModelSpec, model: nn.Module, path: Path) -> None:
 @torch.no_grad()
 def _check_runs(model: nn.Module, spec: ModelSpec) -> None:
     """Run one image through a network in eval mode: widths that do not fit together raise here, and not later."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    model(torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz))
-    for module, training in modes:
-        module.training = training
+    with eval_mode(model):
+        model(torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz))
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool = False) -> list[str]:
@@ -158,7 +156,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
         UserError: a tensor is missing, left over, or of another shape; the model is as it was.
     """
     target = model.state_dict()
-    state = {_plain_name(name): value for name, value in state.items()}
+    state = {plain_name(name): value for name, value in state.items()}
     notes: list[str] = []
     state = _rename_head(state, target, notes)
     fresh = _mend_shapes(state, target, notes)
@@ -197,7 +195,8 @@ def identify(state: Mapping[str, Tensor], path: Path) -> str:
     raise UserError(f"{path} is a plain state dict of no architecture that we know by its shapes; say which with --model")
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a tensor's name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -247,7 +246,8 @@ def _num_inputs(state: Mapping[str, Tensor]) -> int:
     return next((int(value.shape[1]) for value in state.values() if value.ndim == 4 and value.shape[1] in (1, 3)), 3)
 
 
-def _default_size(name: str) -> int:
+def default_size(name: str) -> int:
+    """Return the side of the input that an architecture is usually given, pixels."""
     return 32 if name.startswith(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16-cifar")) else 224
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.modes import eval_mode
+
 
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 natively; where it has to be emulated it is slower than float32."""
@@ -75,13 +77,10 @@ def zero_idle_gradients_(model: nn.Module, inputs: Tensor) -> list[str]:
 
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     handles = [module.register_forward_pre_hook(record) for module in convolutions]
-    training = [(module, module.training) for module in model.modules()]
-    with torch.no_grad():
-        model.eval()(inputs)
+    with torch.no_grad(), eval_mode(model):
+        model(inputs)
     for handle in handles:
         handle.remove()
-    for module, mode in training:
-        module.training = mode
     names = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module in used and not used[module].all() and module.weight.requires_grad:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils.errors import UserError
+from utils.modes import eval_mode
 from utils.spec import ModelSpec
 
 
@@ -80,7 +81,7 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
         UserError: the network does not take images of this size.
     """
     counter = FlopCounterMode(display=False)
-    with _eval_mode(model), torch.no_grad(), counter:
+    with eval_mode(model), torch.no_grad(), counter:
         try:
             model(example_input(model, spec))
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -104,17 +105,6 @@ def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         macs, _ = thop.profile(copy, inputs=(example_input(model, spec),), custom_ops=ignored, verbose=False)
     return int(macs)
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:  # one by one: frozen norms may be in eval mode in a network that trains
-            module.training = training
 
 
 def _count_nothing(*_: object) -> None:
