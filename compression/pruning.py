@@ -62,6 +62,40 @@ class Outcome:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class _Bench:
+    """Where networks are measured.
+
+    Attributes:
+        data: its validation split tells the accuracy.
+    """
+
+    a: PruneArguments
+    subject: Subject
+    data: ImageData
+    device: torch.device
+
+    def backend(self, narrow: nn.Module) -> TorchBackend:
+        """Return a narrow form of the network, ready to run."""
+        spec = spec_of(self.subject.spec, self.subject.model, narrow)
+        return TorchBackend(replace(self.subject.loaded, model=narrow, spec=spec), self.device)
+
+    def top1(self, backend: TorchBackend) -> float:
+        """Return the accuracy."""
+        return measure(backend, self.data, "val", 4 * self.a.batch_size, self.a.workers, self.device).evaluation.top1
+
+    def compare(self, before: TorchBackend, after: TorchBackend) -> dict[str, list[float]]:
+        """Measure both networks: size, cost, accuracy, latency at batch 1."""
+        profiles = self.subject.profile, profile(after.model, after.spec)
+        example = example_input(after.model, after.spec).to(memory_format=torch.channels_last)
+        return {
+            "params": [p.params for p in profiles],
+            "macs": [p.macs for p in profiles],
+            "top1": [self.top1(before), self.top1(after)],
+            "latency_ms": [round(statistics.median(times), 4) for times in measure_latency([before.model, after.model], example)],
+        }
+
+
 def run_pruning(a: PruneArguments) -> Outcome:
     """Score, plan, cut, prove and measure; nothing is written.
 
@@ -95,15 +129,16 @@ def run_pruning(a: PruneArguments) -> Outcome:
     if not plan.kept:
         raise UserError("these rates cut nothing; every channel stays")
     narrow, difference = _cut(a, subject, plan, calibration)
-    before, after = dense, TorchBackend(replace(subject.loaded, model=narrow, spec=_narrow_spec(subject, narrow)), device)
-    checkpoint = _checkpoint(a, subject, plan, after.spec, narrow)
+    bench = _Bench(a, subject, data, device)
+    after = bench.backend(narrow)
+    checkpoint = _checkpoint(subject, plan, after.spec, narrow)
     results = _results(a, subject, widths, scored, criterion)
-    measured = _compare(a, subject, before, after, data, device)
+    measured = bench.compare(dense, after)
     checkpoint["metrics"] = {"top1": measured["top1"][1], "params": measured["params"][1], "macs": measured["macs"][1]}
     dense_file = {**checkpoint, "spec": subject.spec.to_dict(), "plan": None, "state_dict": subject.model.state_dict()}
     sizes = {"bytes": [_bytes(dense_file), _bytes(checkpoint)]}
     results = {**measured, **sizes, "max_relative_difference": difference, **results}
-    controls = _controls(a, subject, plan, calibration, data, device, widths) if a.controls else {}
+    controls = _controls(bench, calibration, widths) if a.controls else {}
     return Outcome(subject, plan, scored, narrow, checkpoint, {**results, "controls": controls}, controls, dense.notes)
 
 
@@ -153,11 +188,7 @@ def recalibrate_(model: nn.Module, calibration: Calibration) -> None:
         norm.eval()
 
 
-def _narrow_spec(subject: Subject, narrow: nn.Module) -> ModelSpec:
-    return spec_of(subject.spec, subject.model, narrow)
-
-
-def _checkpoint(a: PruneArguments, subject: Subject, plan: PruningPlan, spec: ModelSpec, narrow: nn.Module) -> dict[str, Any]:
+def _checkpoint(subject: Subject, plan: PruningPlan, spec: ModelSpec, narrow: nn.Module) -> dict[str, Any]:
     """Return what pruned.pt holds."""
     content: dict[str, Any] = plan.to_dict()
     if earlier := subject.loaded.checkpoint.get("plan"):
@@ -168,27 +199,6 @@ def _checkpoint(a: PruneArguments, subject: Subject, plan: PruningPlan, spec: Mo
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in narrow.state_dict().items()},
         "metrics": {},
         "arguments": subject.loaded.checkpoint.get("arguments", {}),
-    }
-
-
-def _compare(
-    a: PruneArguments,
-    subject: Subject,
-    before: TorchBackend,
-    after: TorchBackend,
-    data: ImageData,
-    device: torch.device,
-) -> dict[str, list[float]]:
-    """Measure both networks: size, cost, accuracy on the validation split, latency at batch 1."""
-    profiles = subject.profile, profile(after.model, after.spec)
-    accuracies = [measure(backend, data, "val", 4 * a.batch_size, a.workers, device).evaluation.top1 for backend in (before, after)]
-    example = example_input(after.model, after.spec).to(memory_format=torch.channels_last)
-    latencies = [round(statistics.median(times), 4) for times in measure_latency([before.model, after.model], example)]
-    return {
-        "params": [p.params for p in profiles],
-        "macs": [p.macs for p in profiles],
-        "top1": accuracies,
-        "latency_ms": latencies,
     }
 
 
@@ -211,28 +221,17 @@ def _results(a: PruneArguments, subject: Subject, widths: Mapping[str, int], sco
     }
 
 
-def _controls(
-    a: PruneArguments,
-    subject: Subject,
-    plan: PruningPlan,
-    calibration: Calibration,
-    data: ImageData,
-    device: torch.device,
-    widths: Mapping[str, int],
-) -> dict[str, float]:
+def _controls(bench: _Bench, calibration: Calibration, widths: Mapping[str, int]) -> dict[str, float]:
     """Cut by L1, by chance, and at chance widths of the same cost, and measure each on the validation split."""
+    a, subject, entries = bench.a, bench.subject, cuttable(bench.subject)
     cost = macs_cost(subject.graph, subject.profile.macs)
-    share = cost(cost.vector(widths)) / cost(cost.full)
-    drawn = np.random.default_rng([a.seed, 0xC0])
-    weights = drawn.uniform(0.5, 2.0, len(cuttable(subject)))
-    chance = allocate(
-        subject.graph, cuttable(subject), Budget(cost, share, "macs"), 1, 1, lambda i, kept: float(weights[i] * (1 - kept) ** 2)
-    )
+    budget = Budget(cost, cost(cost.vector(widths)) / cost(cost.full), "macs")
+    weights = np.random.default_rng([a.seed, 0xC0]).uniform(0.5, 2.0, len(entries))
+    chance = allocate(subject.graph, entries, budget, 1, 1, lambda i, kept: float(weights[i] * (1 - kept) ** 2))
     found = {}
     for name, criterion, at in (("l1", "l1", widths), ("random", "random", widths), ("random widths", a.criterion or "l1", chance)):
         scored = score(criterion, subject.model, subject.graph, calibration, a.seed, at)
         other = make_plan(subject.graph, at, {key: value.order.tolist() for key, value in scored.groups.items()})
         narrow, _ = _cut(a, subject, other, calibration)
-        backend = TorchBackend(replace(subject.loaded, model=narrow, spec=_narrow_spec(subject, narrow)), device)
-        found[name] = measure(backend, data, "val", 4 * a.batch_size, a.workers, device).evaluation.top1
+        found[name] = bench.top1(bench.backend(narrow))
     return found
