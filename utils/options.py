@@ -1,0 +1,259 @@
+"""Options of things that a YAML file describes: declared on a dataclass, checked when the file is read.
+
+A field says what it takes, once::
+
+    @dataclass
+    class SensitivityPruner(Pruner):
+        sensitivities: dict[str, float] = option(by_parameter(number(least=0)))
+
+``build`` makes an instance from a mapping and names the place in the file, the value and the valid choices of whatever
+does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from utils.errors import UserError, nearest
+
+T = TypeVar("T")
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a file a value stands, and what it may refer to.
+
+    Attributes:
+        path: "pruners.my_pruner.weights[2]".
+        parameters: names and numbers of dimensions of the network's parameters.
+        matches: what each pattern matched, by place; filled while reading.
+    """
+
+    path: str
+    parameters: Mapping[str, int]
+    matches: dict[str, list[str]]
+
+    def __truediv__(self, key: object) -> Place:
+        path = f"{self.path}[{key}]" if isinstance(key, int) else f"{self.path}.{key}" if self.path else f"{key}"
+        return dataclasses.replace(self, path=path)
+
+    def error(self, message: str) -> UserError:
+        """Return an error that names this place."""
+        return UserError(f"{self.path}: {message}")
+
+
+Reader = Callable[[Any, Place], Any]
+
+
+def option(read: Reader, default: Any = dataclasses.MISSING) -> Any:
+    """Declare a field; without a default the file must give it."""
+    return dataclasses.field(default=default, metadata={"read": read})
+
+
+def build(kind: type[T], values: Any, place: Place, ignored: Sequence[str] = ()) -> T:
+    """Make an instance from what a file says.
+
+    Args:
+        kind: a dataclass whose fields are declared with ``option``.
+        values: a mapping from option to value, or nothing.
+        place: of the values.
+        ignored: further options that may be there and mean nothing here.
+
+    Raises:
+        UserError: an option is unknown, missing or of a wrong value; the instance may refuse combinations too.
+    """
+    given = dict(mapping(values, place)) if values is not None else {}
+    fields = {field.name: field for field in dataclasses.fields(kind) if "read" in field.metadata}  # type: ignore[arg-type]
+    chosen = {}
+    for name, value in given.items():
+        if name in fields:
+            chosen[name] = fields[name].metadata["read"](value, place / name)
+        elif name not in ignored:
+            raise place.error(f"unknown argument '{name}'.{nearest(str(name), fields)} Valid: {', '.join(fields) or 'none'}")
+    for name, field in fields.items():
+        if name not in chosen and field.default is dataclasses.MISSING:
+            raise place.error(f"'{name}' is missing")
+    try:
+        return kind(**chosen)
+    except UserError as error:
+        raise place.error(str(error)) from None
+
+
+def mapping(value: Any, place: Place) -> Mapping[Any, Any]:
+    """Check that a value is a mapping."""
+    if not isinstance(value, Mapping):
+        raise place.error(f"must be a mapping, not {shown(value)}")
+    return value
+
+
+def number(least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf) -> Reader:
+    """Take a finite number within bounds: ``least`` and ``most`` may be reached, ``above`` and ``below`` may not."""
+    bounds = (("at least", least, -math.inf), ("at most", most, math.inf), ("above", above, -math.inf), ("below", below, math.inf))
+    limits = " and ".join(f"{words} {bound:g}" for words, bound, default in bounds if bound != default)
+
+    def read(value: Any, place: Place) -> float:
+        if isinstance(value, str):  # YAML 1.1 takes 1e-4 for a string
+            try:
+                value = float(value)
+            except ValueError:
+                raise place.error(f"must be a number, not {shown(value)}") from None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise place.error(f"must be a number, not {shown(value)}")
+        if not (least <= value <= most and above < value < below):
+            raise place.error(f"is {value:g}; it must be {limits}")
+        return float(value)
+
+    return read
+
+
+def integer(least: int = 0, most: int = 10**9) -> Reader:
+    """Take a whole number within bounds."""
+
+    def read(value: Any, place: Place) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise place.error(f"must be a whole number, not {shown(value)}")
+        if not least <= value <= most:
+            raise place.error(f"is {value}; it must be at least {least}" + (f" and at most {most}" if most < 10**9 else ""))
+        return value
+
+    return read
+
+
+def boolean(value: Any, place: Place) -> bool:
+    """Take true or false."""
+    if not isinstance(value, bool):
+        raise place.error(f"must be true or false, not {shown(value)}")
+    return value
+
+
+def text(value: Any, place: Place) -> str:
+    """Take a string."""
+    if not isinstance(value, str):
+        raise place.error(f"must be text, not {shown(value)}")
+    return value
+
+
+def choice(*choices: str | None) -> Reader:
+    """Take one of some words; None among them allows an empty value."""
+    words = [word for word in choices if word is not None]
+
+    def read(value: Any, place: Place) -> str | None:
+        if (value is None and None in choices) or (isinstance(value, str) and value in words):
+            return value  # type: ignore[no-any-return]
+        raise place.error(f"is {shown(value)}.{nearest(str(value), words)} Valid: {', '.join(words)}")
+
+    return read
+
+
+def optional(reader: Reader) -> Reader:
+    """Take nothing, or what the reader takes."""
+    return lambda value, place: None if value is None else reader(value, place)
+
+
+def listed(reader: Reader, length: int | None = None) -> Reader:
+    """Take a list of what the reader takes, of a given length or not empty."""
+
+    def read(value: Any, place: Place) -> tuple[Any, ...]:
+        if not isinstance(value, list) or (len(value) != length if length else not value):
+            raise place.error(f"must be a list{f' of {length}' if length else ', not empty'}, not {shown(value)}")
+        return tuple(reader(item, place / i) for i, item in enumerate(value))
+
+    return read
+
+
+def parameters(value: Any, place: Place) -> tuple[str, ...]:
+    """Take a list of patterns of parameter names (or one); return the names, each once, in the list's order."""
+    found: dict[str, None] = {}
+    for i, pattern in enumerate(value if isinstance(value, list) else [value]):
+        found |= dict.fromkeys(match(pattern, place / i))
+    if not found:
+        raise place.error("is empty; it must name parameters")
+    return tuple(found)
+
+
+def by_parameter(reader: Reader) -> Reader:
+    """Take a mapping from patterns of parameter names to values; return a mapping from names.
+
+    '*' is the default of the weights that no other pattern names. Where two patterns match the same parameter, the later
+    entry must not silently win: a parameter's own name goes before a pattern, two patterns are an error.
+    """
+
+    def read(value: Any, place: Place) -> dict[str, Any]:
+        entries = mapping(value, place)
+        if not entries:
+            raise place.error("is empty; it must name parameters")
+        found: dict[str, Any] = {}
+        by_pattern: dict[str, str] = {}
+        exact = {pattern for pattern in entries if isinstance(pattern, str) and plain(pattern) in place.parameters}
+        for pattern, item in entries.items():
+            if pattern == "*":
+                continue
+            taken = reader(item, place / pattern)
+            for name in match(pattern, place / pattern):
+                if name in by_pattern and (pattern in exact) == (by_pattern[name] in exact):
+                    raise place.error(f"'{by_pattern[name]}' and '{pattern}' both match {name}")
+                if name not in by_pattern or pattern in exact:
+                    found[name], by_pattern[name] = taken, pattern
+        if "*" in entries:
+            taken = reader(entries["*"], place / "*")
+            rest = [name for name in match("*", place / "*") if name not in found]
+            found |= dict.fromkeys(rest, taken)
+            place.matches[(place / "*").path] = rest
+        return {name: found[name] for name in place.parameters if name in found}
+
+    return read
+
+
+def match(pattern: Any, place: Place) -> list[str]:
+    """Return the names of the parameters that a pattern matches.
+
+    A name is compared with and without ``module.`` anywhere; then ``*``, ``?`` and ``[...]`` as in a shell; then as a
+    regular expression for the whole name. A bare '*' is every weight of two dimensions or more.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    if not isinstance(pattern, str):
+        raise place.error(f"must be the name or pattern of parameters, not {shown(pattern)}")
+    known = list(place.parameters)
+    if pattern == "*":
+        found = [name for name, dims in place.parameters.items() if dims > 1]
+    else:
+        found = [name for name in known if name == pattern] or [name for name in known if name == plain(pattern)]
+        found = found or [name for name in known if fnmatch.fnmatchcase(name, plain(pattern))] or _by_expression(pattern, known, place)
+    if not found:
+        raise place.error(f"'{pattern}' matches no parameter.{nearest(plain(pattern), known)} The network has {len(known)}")
+    place.matches[place.path] = found
+    return found
+
+
+def _by_expression(pattern: str, known: list[str], place: Place) -> list[str]:
+    if len(pattern) > 200 or re.search(r"[+*}][^)]*\)[+*{]", pattern):  # nested repeats take exponential time
+        return []
+    try:
+        expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return []
+    return [name for name in known if expression.fullmatch(name) or expression.fullmatch(f"module.{name}")]
+
+
+def plain(name: str) -> str:
+    """Return a parameter's name without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, shortened, on one line."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
