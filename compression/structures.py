@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from utils.errors import UserError
@@ -51,7 +52,8 @@ class Structure:
         block = self.block_of(shape, block_shape)
         counts = [whole // part for whole, part in zip(shape, block, strict=True)]
         spread = values.reshape([size for count in counts for size in (count, 1)])
-        return spread.expand([size for pair in zip(counts, block, strict=True) for size in pair]).reshape(tuple(shape))
+        whole = spread.expand([size for pair in zip(counts, block, strict=True) for size in pair]).reshape(tuple(shape))
+        return whole.clone(memory_format=torch.contiguous_format)  # reshape may return a view in which elements share memory
 
     def block_of(self, shape: Shape, block_shape: Shape | None = None) -> Shape:
         """Return the shape of one structure.

@@ -35,6 +35,7 @@ def test_values_are_spread_over_their_structures(name):
     weight, expected = VIEWS[name]
     spread = STRUCTURES[name].expand(torch.arange(len(expected)), weight.shape)
     assert spread.shape == weight.shape
+    assert spread.is_contiguous()
     by_element = {element: group for group, elements in enumerate(expected) for element in elements}
     assert spread.flatten().tolist() == [by_element[element] for element in range(weight.numel())]
 

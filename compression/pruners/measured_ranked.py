@@ -1,0 +1,25 @@
+"""Filters ranked by a criterion that looks at their feature maps (see ``compression.criteria``)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from compression.pruners.pruner import PruningTask
+from compression.pruners.ranked import FILTERS, RankedPruner, covered
+
+
+class ByFeatureMaps(RankedPruner):
+    """Scores filters by a criterion on calibration images.
+
+    Attributes:
+        criterion: its name.
+    """
+
+    kinds = FILTERS
+    criterion: ClassVar[str]
+
+    def scores(self, task: PruningTask, names: tuple[str, ...]) -> dict[str, Tensor]:
+        found = covered(task.filter_scores(self.criterion), names, f"score '{self.criterion}'")
+        return {name: scores.to(task.weights[name].device) for name, scores in found.items()}
