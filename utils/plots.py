@@ -17,6 +17,7 @@ from utils.images import Image, UnreadableImage, as_bytes, as_channels
 TILE, COLUMNS, MAX_TILES = 128, 8, 64
 ANNOTATED_CELLS = 20  # confusion matrices of more classes carry no figures
 MAX_TICKS = 60
+MAX_CURVES = 10  # as many colours as can be told apart
 
 
 def plot_results(rows: Sequence[dict[str, float]], path: Path) -> None:
@@ -88,6 +89,37 @@ def plot_widths(names: Sequence[str], before: Sequence[int], after: Sequence[int
     axis.set_xticks(places, names, rotation=90, fontsize=7)
     axis.set_ylabel("channels")
     axis.legend()
+    _save(figure, path)
+
+
+def plot_sensitivity(names: Sequence[str], sparsities: Sequence[float], top1: NDArray[Any], path: Path) -> None:
+    """Draw top-1 over the sparsity of one layer at a time: a curve per layer, or a heat map where there are many.
+
+    Args:
+        names: of the layers, in forward order.
+        sparsities: ascending.
+        top1: [names, sparsities].
+        path: of the picture.
+    """
+    if len(names) <= MAX_CURVES:
+        figure, axes = _subplots(1, 1, 9.0, 4.5)
+        axis = axes.flat[0]
+        for name, values in zip(names, top1, strict=True):
+            axis.plot(sparsities, values, marker="o", markersize=3, label=name)
+        axis.set_ylabel("top-1")
+        axis.grid(alpha=0.3)
+        figure.legend(loc="outside right upper", fontsize=8)
+    else:
+        width, height = max(5.0, 3.5 + 0.42 * len(sparsities)), min(1.5 + 0.2 * len(names), 100.0)
+        figure, axes = _subplots(1, 1, width, height)
+        axis = axes.flat[0]
+        picture = axis.imshow(top1, cmap="viridis", aspect="auto", vmin=float(np.nanmin(top1)), vmax=float(np.nanmax(top1)))
+        figure.colorbar(picture, ax=axis, fraction=0.046, label="top-1", aspect=40)
+        step = -(-len(sparsities) // MAX_TICKS)
+        places = range(0, len(sparsities), step)
+        axis.set_xticks(places, [f"{sparsities[i]:g}" for i in places], fontsize=7, rotation=90 if len(places) > 20 else 0)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set_xlabel("sparsity of one layer, the others as they are")
     _save(figure, path)
 
 
