@@ -20,6 +20,7 @@ from compression.distillation import (
 from utils.arguments import make_parser, parse
 from utils.errors import UserError
 from utils.hooks import LoopState
+from utils.precision import Precision
 
 CPU = torch.device("cpu")
 # Divided by T = 2 these are (ln 3, 0) and (0, 0): the probabilities (3/4, 1/4) and (1/2, 1/2).
@@ -153,6 +154,15 @@ def test_forward_runs_the_teacher_once_and_needs_no_inputs_in_the_state():
     with torch.no_grad():
         assert hook.forward(torch.zeros(1, 3, 2, 2)).tolist() == [[0, 0]]
     assert len(calls) == 2  # a validation did not ask the teacher
+
+
+def test_the_teacher_runs_in_the_runs_precision():
+    student, network, types = Noisy(), Noisy(), []
+    network.conv.register_forward_hook(lambda *arguments: types.append(arguments[2].dtype))
+    hook = KnowledgeDistillationPolicy(student, network)
+    for precision in (Precision(torch.device("cpu"), torch.bfloat16), None):
+        hook.before_backward_pass(state(student, torch.randn(4, 3, 2, 2), torch.zeros(4, dtype=torch.long), precision))
+    assert types == [torch.bfloat16, torch.float32]
 
 
 def test_the_teachers_weight_needs_labels():

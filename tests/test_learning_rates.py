@@ -150,6 +150,15 @@ def test_a_plateau_lowers_the_rates_and_goes_on_after_a_restart():
     assert again.state_dict() == plateau.state_dict()
 
 
+def test_a_plateau_goes_on_with_its_cooldown():
+    arguments = {"factor": 0.5, "patience": 0, "cooldown": 2}
+    plateau, again = Plateau(arguments, [1.0], PLACE), Plateau(arguments, [1.0], PLACE)
+    assert [plateau.step(figure) for figure in (1.0, 2.0)] == [[1.0], [0.5]]
+    again.load_state_dict(plateau.state_dict())
+    for one in (plateau, again):
+        assert [one.step(2.0)[0] for _ in range(3)] == [0.5, 0.5, 0.25]  # two epochs do not count
+
+
 def test_a_plateau_that_watches_accuracy_and_bad_arguments():
     plateau = Plateau({"mode": "max", "patience": 0}, [1.0], PLACE)
     again = Plateau({"mode": "max", "patience": 0}, [1.0], PLACE)

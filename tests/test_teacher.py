@@ -49,8 +49,10 @@ def test_the_teacher_computes_in_the_runs_precision_and_answers_in_float32():
         lambda _, inputs, output: types.append((output.dtype, inputs[0].is_contiguous(memory_format=torch.channels_last)))
     )
     teacher = Teacher(network)
-    x = torch.randn(2, 3, 4, 4)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
     assert teacher(x, precision=Precision(CPU, torch.bfloat16)).dtype == torch.float32
+    assert not teacher(x).requires_grad
+    types.pop()
     with torch.autocast("cpu", torch.bfloat16):
         assert teacher(x).dtype == torch.float32  # in a loop of one's own: under its autocast
     teacher(x, precision=Precision(CPU))
