@@ -165,6 +165,15 @@ def test_splicing_prunes_keeps_and_brings_back():
     assert masks(resumed, later, at(1), {"w": [[0.0, 0.0, 1.0, 1.0]]}) == {"w": [[1, 0, 1, 0]]}
 
 
+def test_the_borders_of_splicing():
+    old = {"w": [[0.0, 1.0, 0.0]]}
+    weights = {"w": [[2.0, -2.0, 2.0]]}  # mean 2, std 0
+    at_low = make("SplicingPruner", sensitivities={"w": 1}, low_thresh_mult=1, hi_thresh_mult=2)
+    assert masks(at_low, weights, at(0), old) == {"w": [[0, 1, 0]]}  # |w| = a keeps the old mask
+    at_high = make("SplicingPruner", sensitivities={"w": 1}, low_thresh_mult=0.5, hi_thresh_mult=1)
+    assert masks(at_high, weights, at(0), old) == {"w": [[1, 1, 1]]}  # |w| = b comes back
+
+
 def test_the_sensitivity_of_splicing_grows():
     pruner = make("SplicingPruner", sensitivities={"w": 1}, low_thresh_mult=1, hi_thresh_mult=1, sensitivity_multiplier=0.25)
     weights = {"w": [[1.0, -2.0, 3.0, -6.0]]}  # mean 3, std 2.16

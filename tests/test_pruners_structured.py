@@ -138,6 +138,8 @@ def test_counts_are_exact_and_ties_go_by_position(level, stay):
 def test_one_structure_always_stays():
     assert kept(make(L1, **{**HALF, "desired_sparsity": 0.9}), w=filters(3)) == {"w": [1]}
     assert kept(make(L1, **{**HALF, "desired_sparsity": 0.99}, group_size=2), w=filters(1, 2, 3, 4)) == {"w": [0, 0, 1, 1]}
+    all_of_them = PRUNERS[L1](weights=("w",), group_type="Filters", desired_sparsity=1.0)  # what no file may ask for
+    assert kept(all_of_them, w=filters(1, 2, 3)) == {"w": [0, 0, 1]}
 
 
 def test_neighbours_go_together():
@@ -151,6 +153,13 @@ def test_structures_of_zeros_go_first():
     scores = {"mean_activation": {"w": torch.tensor([1.0, 2.0, 9.0, 3.0])}}  # a pruned filter still shows its bias
     pruner = make("ActivationMeanRankedFilterPruner", **HALF)
     assert kept(pruner, w=filters(1, 1, 0, 1), scores=scores) == {"w": [0, 1, 0, 1]}
+    pairs = make("ActivationMeanRankedFilterPruner", **HALF, group_size=2)
+    assert kept(pairs, w=filters(0, 1, 1, 1), scores=scores) == {"w": [0, 0, 1, 1]}  # means 1.5 and 6
+    scores["mean_activation"]["w"] = torch.tensor([9.0, 9.0, 1.0, 1.0])
+    assert kept(pairs, w=filters(0, 1, 1, 1), scores=scores) == {"w": [1, 1, 0, 0]}  # half a chunk of zeros is none
+    assert kept(pairs, w=filters(0, 0, 1, 1), scores=scores) == {"w": [0, 0, 1, 1]}
+    both = make(L1, **{**HALF, "weights": ["w", "v"]}, group_dependency="Average")
+    assert kept(both, w=filters(0, 4, 4), v=filters(8, 1, 3)) == {"w": [1, 0, 1], "v": [1, 0, 1]}  # 0 + 2, 1.5 + 0.25, 1.5 + 0.75
     chance = make("RandomRankedFilterPruner", **HALF)
     assert all(kept(chance, w=filters(0, 5, 6, 0), seed=seed) == {"w": [0, 1, 1, 0]} for seed in range(5))
 
@@ -265,18 +274,18 @@ def test_with_fewer_points_than_unknowns_the_weights_move_least():
 
 def test_the_refit_is_better_than_plain_removal():
     generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, stride=2, padding=1), nn.Dropout())
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Dropout()), nn.Conv2d(6, 4, 3, stride=2, padding=1))
     images = torch.randn(6, 3, 8, 8, generator=generator)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
     decision = decide(reconstruction(dims=4, desired_sparsity=0.34, n_points_per_fm=16), model, images)
-    assert model.training  # as it was
+    assert model[0][1].training  # as it was; the fit sees no dropout
     mask, weight = decision.masks["1.weight"], decision.weights["1.weight"]
     assert mask[0, :, 0, 0].sum() == 4  # floor(0.34 * 6) = 2 of the 6 channels go
     assert torch.equal(weight * mask, weight)
     conv = model[1].requires_grad_(False)
-    read = model[0](images).detach()
+    read = model[0][0](images).detach()
     outputs = [F.conv2d(read, w, conv.bias, conv.stride, conv.padding) for w in (conv.weight, conv.weight * mask, weight)]
     plain, fitted = (float((outputs[0] - output).pow(2).mean()) for output in outputs[1:])
     assert fitted < 0.7 * plain
