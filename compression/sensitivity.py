@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from compression.cutting import mask_
 from compression.graph import ChannelGraph, ChannelGroup, Member
 from compression.ledger import owned_tensors
+from compression.pruners.counts import without_lowest
 from compression.scores import from_weights, order_units
 from utils.checkpoint import write_text
 from utils.errors import UserError, unknown
@@ -150,10 +151,7 @@ def _elements(model: nn.Module) -> Iterator[Victim]:
             continue
 
         def prune_(count: int, weight: Tensor = weight) -> None:
-            values = weight.detach().reshape(-1).clone()
-            values[values.abs().argsort(stable=True)[:count]] = 0
-            with torch.no_grad():
-                weight.copy_(values.view(weight.shape))
+            weight.detach().masked_fill_(~without_lowest(weight.detach().abs(), count), 0)
 
         yield Victim(name, weight.numel(), weight.numel(), prune_)
 
@@ -280,11 +278,13 @@ def _structure_schedule(levels: Mapping[str, float], weights: Mapping[str, list[
 def _named(group: ChannelGroup, kind: str, graph: ChannelGraph) -> list[str]:
     """Return the weights that a structured pruner has to name to prune a group; none where it can't.
 
-    It ranks whole filters (dimension 0) or channels (dimension 1), and takes those of the same index from all weights.
+    It ranks whole filters (dimension 0) or channels (dimension 1), and takes those of the same index from all weights. What
+    a gather brings too (option A's shortcut) is not gone when the filters are.
     """
-    members, dim = weights_of(group, kind, graph), 0 if kind == "filter" else 1
+    members, dim = (group.producers, 0) if kind == "filter" else (group.readers, 1)
     for member in members:
-        whole = member.dim == dim and len(member.positions) == group.size == graph.shapes[member.tensor][dim]
+        shape = graph.shapes[member.tensor]
+        whole = len(shape) > 1 and member.dim == dim and len(member.positions) == group.size == shape[dim]
         if group.fixed or not whole or not torch.equal(member.units, members[0].units):
             return []
     return [member.tensor for member in members]

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from compression.channels import trace
+from compression.pruners import PRUNERS, Moment, PruningTask
 from compression.sensitivity import analyse, parse_range, tolerated, write_results, write_schedule
 from models.resnet import CifarResNet
 from tests import zoo
 from utils.errors import UserError
+from utils.options import Place, build
 from utils.plots import plot_sensitivity
 from utils.yaml_files import read_yaml
 
@@ -297,14 +299,56 @@ def test_a_schedule_of_filters_names_all_that_makes_a_group(tmp_path):
     assert "EPOCHS must be above that" in path.read_text()
 
 
-def test_indices_of_a_gather_are_no_filters(tmp_path):
-    """Option A's gather makes channels too, but only weights can be pruned."""
+def test_a_group_that_a_gather_feeds_too_is_no_schedules(tmp_path):
+    """Option A's shortcut brings channels that are there still when the filters are zero."""
     graph = traced(CifarResNet(1, True, 10, 3).eval(), 8, 3)
-    group = next(group for group in graph.prunable if len(group.producers) > 1)
-    assert any(member.tensor.endswith("source") for member in group.producers)
-    write_schedule(table_of(**{group.name: [0.9, 0.9, 0.9]}), "filter", graph, 0.02, tmp_path / "s.yaml")
-    weights = read_yaml(tmp_path / "s.yaml", "schedule")["pruners"][group.name]["weights"]
-    assert weights == [member.tensor for member in group.producers if member.tensor.endswith("weight")]
+    fed = [group.name for group in graph.prunable if any(member.tensor.endswith("source") for member in group.producers)]
+    assert "layer2.0.conv2" in fed
+    table = table_of(**{"layer2.0.conv1": [0.9, 0.9, 0.9], "layer2.0.conv2": [0.9, 0.9, 0.9]})
+    write_schedule(table, "filter", graph, 0.02, tmp_path / "s.yaml")
+    assert list(read_yaml(tmp_path / "s.yaml", "schedule")["pruners"]) == ["layer2.0.conv1"]
+    assert "Left out, since no schedule can name their channels: layer2.0.conv2." in (tmp_path / "s.yaml").read_text()
+
+
+def masks_at_the_end(path, model):
+    """What a schedule's pruners decide the last time that they are asked."""
+    content, weights = read_yaml(path, "schedule"), dict(model.named_parameters())
+    place = Place("", {name: weight.ndim for name, weight in weights.items()}, {})
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    task = PruningTask(Moment(9, 0, 9, 10), detached, {}, torch.Generator(), None, None, model, None)
+    masks = {}
+    for described in content["pruners"].values():
+        kind = PRUNERS[described.pop("class")]
+        masks |= build(kind, described, place).decide(task).masks
+    return masks
+
+
+def zero_slices(values, dim):
+    return set((values.movedim(dim, 0).flatten(1) == 0).all(1).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("kind", ["element", "filter", "channel"])
+def test_the_schedule_prunes_what_was_measured(kind, tmp_path):
+    torch.manual_seed(1)
+    model = CifarResNet(1, False, 10, 3).eval()
+    graph, measured = traced(model, 8, 3), []
+
+    def evaluate(network):
+        measured.append({name: tensor.clone() for name, tensor in network.named_parameters()})
+        return SimpleNamespace(top1=0.9, top5=1.0, loss=0.0)
+
+    table = analyse(model, graph, kind, levels("0.37"), evaluate)
+    write_schedule(table, kind, graph, 0.0, tmp_path / "s.yaml")
+    masks = masks_at_the_end(tmp_path / "s.yaml", model)
+    dim = 1 if kind == "channel" else 0
+    for name, shown in zip(table["name"].unique(), measured[1:], strict=True):
+        if kind == "element":
+            assert torch.equal(masks[name] == 0, shown[name] == 0)
+            continue
+        group = graph.group(name)
+        weights = [member.tensor for member in (group.producers if kind == "filter" else group.readers)]
+        assert len(zero_slices(shown[weights[0]], dim)) == int(0.37 * group.size)
+        assert all(zero_slices(masks[weight], dim) == zero_slices(shown[weight], dim) for weight in weights)
 
 
 def test_a_schedule_of_channels_names_the_readers(tmp_path):
