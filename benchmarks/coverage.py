@@ -32,7 +32,7 @@ from compression.plan import entries_of, make_plan
 from compression.surgery import shrink_
 from models import build
 from models.external import torchvision_names
-from models.widths import resize_
+from models.widths import group_counts, resize_
 from utils.profile import count_macs
 from utils.spec import ModelSpec
 
@@ -76,7 +76,7 @@ def examine(name: str) -> dict[str, Any]:
     plan = make_plan(graph, widths, orders)
     narrow = deepcopy(model)
     difference = shrink_(narrow, graph, plan.kept, inputs)
-    after = spec_of(spec, model, narrow)
+    after = spec_of(spec, group_counts(model), narrow)
     row = {
         "model": name,
         "passes": reloads(narrow, after, inputs) and trains(narrow, inputs),

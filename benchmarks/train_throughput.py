@@ -43,7 +43,7 @@ def plain_epochs(data: str, compressor: ClassifierCompressor, epochs: int) -> It
             transforms.Normalize(compressor.spec.mean, compressor.spec.std),
         ]
     )
-    train = compressor.train_set.split
+    train = compressor.feed.train_set.split
     folder = datasets.ImageFolder(f"{data}/train", transform)
     kept = {train.name(position) for position in range(len(train))}
     subset = torch.utils.data.Subset(folder, [i for i, (path, _) in enumerate(folder.samples) if path in kept])
@@ -107,7 +107,7 @@ def main() -> None:
         rows = []
         for name, network in networks.items():
             classify = classifier(network.eval(), compressor.spec, Precision(torch.device("cpu")))
-            result = evaluate(classify, compressor.spec.num_classes, compressor.val_loader, torch.device("cpu"), str)
+            result = evaluate(classify, compressor.spec.num_classes, compressor.feed.val_loader, torch.device("cpu"), str)
             rows.append(
                 {"recipe": name, "images_per_second": statistics.median(speeds[name]), "val_top1": result.top1, "epochs": options.epochs}
             )

@@ -4,23 +4,52 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compression.distillation import DistillationArguments
 from utils.arguments import flag
 
 
 @dataclass(frozen=True)
-class TrainArguments:
-    """Flags of train.py: YOLOv5's, under their names and defaults, and ours."""
+class ScheduleArguments:
+    """Flags of compression schedules and of what they report, under Distiller's names."""
+
+    compress: str = flag("", "compression schedule (YAML): what to prune, regularize, distil, and when", "--schedule")
+    dry_run: bool = flag(False, "with --compress: print what the schedule does in each epoch, train nothing")
+    reset_optimizer: bool = flag(False, "with --resume-from: take the weights only, and begin anew at epoch 0")
+    effective_train_size: float = flag(1.0, "share of the training images that an epoch sees, other ones in each epoch")
+    print_freq: int = flag(0, "print the loss and its parts every so many batches; 0 = never", "-p")
+    masks_sparsity: bool = flag(False, "print the masks' sparsity after every epoch")
+    param_hist: bool = flag(False, "histograms of the parameters to TensorBoard, every epoch")
+    act_stats: str = flag("", "statistics of the activations on train, val or test, to CSV, YAML and TensorBoard, every epoch")
+    confusion: bool = flag(False, "print the confusion matrix at the end")
+
+
+@dataclass(frozen=True)
+class AnalysisArguments:
+    """Flags that look at a network, or thin it, and train nothing."""
+
+    summary: str = flag("", "print a summary of the network and end: sparsity, compute, model or modules")
+    sense: str = flag("", "sensitivity analysis on the validation images: element, filter or channel")
+    sense_range: tuple[float, ...] = flag((0.0, 0.95, 0.05), "sparsities of --sense: start stop step", many=True)
+    thinnify: bool = flag(False, "remove the filters of --weights that are zero, physically; writes weights/thinned.pt")
+    evaluate: bool = flag(False, "only measure --weights on the validation images")
+
+
+@dataclass(frozen=True)
+class TrainArguments(AnalysisArguments, DistillationArguments, ScheduleArguments):
+    """Flags of train.py: YOLOv5's and Distiller's, under their names and defaults, and ours."""
 
     # what and from what
     model: str = flag(
         "",
         "network: a name (yolov5n-cls, resnet56, any of torchvision or timm) or a YAML; yolov5n-cls without --weights",
     )
-    weights: str = flag("", "checkpoint to start from: ours, a plain state dict, or an official YOLOv5 *-cls.pt")
+    weights: str = flag("", "checkpoint to start from: ours, a plain state dict, or an official YOLOv5 *-cls.pt", "--exp-load-weights-from")
     pretrained: bool = flag(False, "start a torchvision or timm network from its ImageNet weights (downloads them)")
     data: str = flag("digits", "built-in data set, folder (train/ and val/, or class folders), or YAML")
     download: bool = flag(False, "fetch a built-in data set that is not in data/")
-    val_fraction: float = flag(0.1, "share of train that is held out for validation where there is no val folder")
+    val_fraction: float = flag(
+        0.1, "share of train that is held out for validation where there is no val folder", "--validation-split", "--vs"
+    )
     imgsz: int | None = flag(None, "side of the input, pixels; the weights' or the data set's own, else 224", "--img", "--img-size")
     channels: int | None = flag(None, "input channels, 1 or 3; the weights' or the data set's own")
     # how long, how fast
@@ -69,8 +98,7 @@ class TrainArguments:
     exist_ok: bool = flag(False, "write into the folder of that name, whatever it holds")
     nosave: bool = flag(False, "write checkpoints at the end only (such a run can't be resumed)")
     save_period: int = flag(0, "also keep a checkpoint every so many epochs; 0 = none")
-    resume: str = flag("", "go on with a run: its folder or weights/last.pt; without a value the newest", const="newest")
-    evaluate: bool = flag(False, "only measure --weights on the validation images")
+    resume: str = flag("", "go on with a run: its folder or weights/last.pt; without a value the newest", "--resume-from", const="newest")
     verbose: bool = flag(False, "print the network")
 
 

@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.arguments import TrainArguments
-from compression.preparation import Prepared, freeze_, prepare
+from compression.feeding import Feed
+from compression.preparation import freeze_, prepare
+from compression.reporting import EpochReports, reports_of
 from compression.resuming import inference_state, open_run, restore_, training_state
+from compression.schedule.requested import requested_schedule
+from compression.schedule.scheduler import CompressionScheduler
 from utils import distributed
 from utils.arguments import to_record
-from utils.caching import CachedImages
 from utils.checkpoint import read_tensor_file, save_checkpoint
 from utils.ema import EMA
-from utils.engine import Hook, Run, classifier, evaluate, fit
+from utils.engine import Run, classifier, evaluate, fit, train_epoch
 from utils.errors import Interrupted, UserError
-from utils.images import preprocess
-from utils.loaders import (
-    EvalOrder,
-    SplitDataset,
-    TrainOrder,
-    choose_workers,
-    class_weights,
-    make_loader,
-    sampling_probabilities,
-)
-from utils.logs import EarlyStopping, History, Progress
+from utils.hooks import Hook
+from utils.loaders import class_weights
+from utils.logs import EarlyStopping, History, Progress, StepLog
 from utils.metrics import Evaluation
 from utils.norms import FrozenNorms, NormWarmup
 from utils.optim import LearningRate, make_optimizer
 from utils.precision import Precision, zero_idle_gradients_
-from utils.profile import Profile, example_input, profile
+from utils.profile import example_input, profile
 from utils.reports import FirstBatch, report_training
 from utils.runs import RunDirectory
-from utils.splits import ArrayImages
-from utils.transforms import Mixing, TrainTransform
+from utils.signals import calling_on_signals
+from utils.spec import ModelSpec
+from utils.transforms import Mixing
 from utils.yaml_files import write_yaml
 
 
@@ -55,15 +51,18 @@ class ClassifierCompressor:
 
     Args:
         arguments: the flags of train.py.
+        script_directory: where ``runs/`` is; the working directory where not given.
         given: names of the arguments that were given explicitly; only these may differ from a resumed run's record.
 
     Raises:
         UserError: something in the arguments, the data or the weights does not fit.
     """
 
-    def __init__(self, arguments: TrainArguments, given: set[str] | None = None) -> None:
+    def __init__(self, arguments: TrainArguments, script_directory: str | Path | None = None, given: set[str] | None = None) -> None:
         self.device = distributed.select_device(arguments.device)
         distributed.join(self.device)
+        if script_directory is not None:
+            arguments = replace(arguments, project=str(Path(script_directory) / arguments.project))
         arguments, self.directory, checkpoint = open_run(arguments, given or set())
         _check_counts(arguments)
         if arguments.deterministic:
@@ -72,95 +71,119 @@ class ClassifierCompressor:
             torch.backends.cudnn.benchmark = False
         torch.manual_seed(arguments.seed)
         prepared = prepare(arguments, checkpoint)
-        self.arguments, self.data, self.spec, self.notes = prepared.arguments, prepared.data, prepared.spec, prepared.notes
-        self.plan = prepared.plan
+        self.arguments, self.data, self.notes = prepared.arguments, prepared.data, prepared.notes
         self.precision = Precision.choose(self.device, arguments.amp)
-        self.profile: Profile = profile(prepared.model, self.spec)
+        self.profile = profile(prepared.model, prepared.spec)
         self.model: nn.Module = prepared.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.precision.dtype == torch.bfloat16:
-            zero_idle_gradients_(self.model, example_input(self.model, self.spec))
-        self.history = History(None, self._keep_best)
-        self.best_state: dict[str, Any] | None = None
-        self._make_loaders(prepared)
-        self.first_batch = FirstBatch(self.spec)
+        if distributed.world_size() > 1 and arguments.sync_bn:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.feed = Feed(self.arguments, self.data, prepared.spec, prepared.augmentation, self.device)
+        schedule = requested_schedule(self.arguments, self.model)
+        fresh = bool(prepared.plan) or not (arguments.weights or arguments.pretrained)
         self.training_hooks: list[Hook] = [
-            *([NormWarmup(self.model)] if self.plan or not (arguments.weights or arguments.pretrained) else []),
+            *([NormWarmup(self.model)] if fresh else []),
             FrozenNorms(freeze_(self.model, arguments.freeze)),
         ]
+        self.run = self._make_run(prepared.spec, prepared.plan, scheduled=bool(schedule and schedule.of("lr_scheduler")))
+        self.scheduler = CompressionScheduler(schedule, self.run, self.feed.calibration) if schedule else None
+        if self.scheduler:
+            self.training_hooks.append(self.scheduler)
+        self.history = History(None, self._keep_best, self.scheduler.target_reached if self.scheduler else lambda _: True)
+        self.best_state: dict[str, Any] | None = None
+        self.first_batch = FirstBatch(prepared.spec)
+        self.reports: list[EpochReports] = reports_of(self.arguments, self.history, self.scheduler, self.feed)
         self.hooks: list[Hook] = [
-            *self.training_hooks,
             self.first_batch,
+            *self.reports,
             self.history,
             EarlyStopping(arguments.patience, self.history),
             Progress(self.history),
+            StepLog(arguments.print_freq),
+            *self.training_hooks,  # behind the history, which writes this epoch's learning rate before the next one is set
         ]
-        self.run = self._make_run()
         if checkpoint:
             restore_(self.run, self.hooks, self.data, checkpoint)
 
-    def _make_loaders(self, prepared: Prepared) -> None:
-        arguments, data = self.arguments, self.data
-        train, val = data.split("train"), data.split("val")
-        world, rank = distributed.world_size(), distributed.rank()
-        workers = choose_workers(arguments.workers, world)
-        in_memory = isinstance(train.images, ArrayImages | CachedImages)
-        if self.device.type == "cpu" and in_memory and not prepared.augmentation.is_heavy:
-            workers = 0  # a batch takes a few percent of a step; workers would take the network's cores for more than that
-        self.train_set = SplitDataset(train, self.spec, TrainTransform(prepared.augmentation, self.spec), substitute=True)
-        self.val_set = SplitDataset(val, self.spec, lambda image, _: preprocess(image, self.spec), substitute=False)
-        self.order = TrainOrder(len(train), arguments.batch_size // world, arguments.seed, rank, world)
-        if arguments.balance == "sampler":
-            self.order.weights = sampling_probabilities(train.labels, self.spec.num_classes)
-        self.train_loader = make_loader(self.train_set, self.order, workers, self.device)
-        val_order = EvalOrder(len(val), max(2 * arguments.batch_size // world, 1), rank, world)
-        self.val_loader = make_loader(self.val_set, val_order, workers, self.device)
+    @property
+    def spec(self) -> ModelSpec:
+        """What the network is."""
+        return self.run.spec
 
-    def _make_run(self) -> Run:
+    def _make_run(self, spec: ModelSpec, plan: dict[str, Any] | None, scheduled: bool) -> Run:
         a = self.arguments
-        network: Callable[[Tensor], Tensor] = self.model
-        if distributed.world_size() > 1:
-            if a.sync_bn:
-                if self.device.type != "cuda":
-                    raise UserError("--sync-bn needs CUDA: torch's synchronised batch norm does not run on the CPU")
-                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            network = nn.parallel.DistributedDataParallel(
-                self.model, device_ids=[self.device.index] if self.device.type == "cuda" else None
-            )
-        if a.compile:
-            network = torch.compile(network)
         weight = None
         if a.balance == "weights":
-            weights = class_weights(self.data.split("train").labels, self.spec.num_classes)
+            weights = class_weights(self.data.split("train").labels, spec.num_classes)
             weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
         if not 0 <= a.label_smoothing < 1:
             raise UserError(f"label-smoothing is {a.label_smoothing}; it must lie in [0, 1)")
-        return Run(
+        rate = LearningRate(a.lr0, a.lrf, a.epochs, a.warmup_epochs, a.cos_lr)
+        run = Run(
             model=self.model,
-            spec=self.spec,
+            spec=spec,
+            plan=plan,
             ema=EMA(self.model) if a.ema else None,
             optimizer=make_optimizer(self.model, a.optimizer, a.lr0, a.momentum, a.decay),
-            learning_rate=LearningRate(a.lr0, a.lrf, a.epochs, a.warmup_epochs, a.cos_lr),
+            learning_rate=None if scheduled else rate,
             precision=self.precision,
-            batches=self._batches,
-            steps_per_epoch=len(self.order),
-            mix=Mixing(a.mixup, a.cutmix, self.spec.num_classes),
+            batches=self.feed.batches,
+            steps_per_epoch=len(self.feed.order),
+            mix=Mixing(a.mixup, a.cutmix, spec.num_classes),
             criterion=nn.CrossEntropyLoss(weight=weight, label_smoothing=a.label_smoothing),
             validate=self.validate,
             epochs=a.epochs,
-            network=network,
+            network=self.model,
             accumulate=a.accumulate,
             seed=a.seed,
+            restructured=self._restructured,
         )
+        self._wrap(run)
+        return run
 
-    def _batches(self, epoch: int, step: int) -> Iterator[Any]:
-        self.order.epoch, self.order.start = epoch, step
-        return iter(self.train_loader)
+    def _wrap(self, run: Run) -> None:
+        """Put round the network what the forward pass needs on this device and these processes."""
+        if self.precision.dtype == torch.bfloat16:
+            zero_idle_gradients_(run.model, example_input(run.model, run.spec))
+        network: Callable[[Tensor], Tensor] = run.model
+        if distributed.world_size() > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            network = nn.parallel.DistributedDataParallel(run.model, device_ids=device_ids)
+        run.network = torch.compile(network) if self.arguments.compile else network
+
+    def _restructured(self) -> None:
+        """Follow a cut that a schedule has made: parameters are new, and the network is smaller."""
+        self._wrap(self.run)
+        self.profile = profile(deepcopy(self.run.model).cpu().eval(), self.run.spec)
 
     def validate(self, network: nn.Module | None = None) -> Evaluation:
         """Measure a network (the averaged one where none is given) on the validation split, in float32."""
-        network = (network or self.run.averaged).eval()
-        classify = classifier(network, self.spec, Precision(self.device))
-        return evaluate(classify, self.spec.num_classes, self.val_loader, self.device, self.val_set.split.name)
+        return self._measure(network or self.run.averaged, "val")
+
+    def test(self, network: nn.Module | None = None) -> Evaluation:
+        """Measure a network (the averaged one where none is given) on the test split, in float32.
+
+        Raises:
+            UserError: the data has no test split.
+        """
+        return self._measure(network or self.run.averaged, "test")
+
+    def train_one_epoch(self) -> Evaluation:
+        """Train one epoch with all hooks and validate; writes no checkpoint. For loops of one's own around it."""
+        train_epoch(self.run, self.hooks)
+        assert self.run.evaluation is not None
+        return self.run.evaluation
+
+    def save_checkpoint(self, path: str | Path) -> None:
+        """Write the whole state to a file, from which --resume could go on were it the run's last.pt."""
+        save_checkpoint(Path(path), self._full_state())
+
+    def _stop(self) -> None:
+        self.run.interrupted = True
+
+    def _measure(self, network: nn.Module, split: str) -> Evaluation:
+        dataset, loader = (self.feed.val_set, self.feed.val_loader) if split == "val" else self.feed.evaluation(split)
+        classify = classifier(network.eval(), self.spec, Precision(self.device))
+        return evaluate(classify, self.spec.num_classes, loader, self.device, dataset.split.name)
 
     def summary(self) -> str:
         """Return what a person wants to know before the run: network, data, device, and what was mended."""
@@ -173,6 +196,7 @@ class ClassifierCompressor:
             f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {a.augment}",
             f"device {self.device}{processes}, {self.precision}, {a.optimizer} lr0 {a.lr0:g}",
             *(f"note   {note}" for note in self.notes),
+            *(f"schedule {line}" for line in (self.scheduler.describe() if self.scheduler else [])),
         ]
         if self.directory:
             lines.append(f"resume {self.directory.path} at epoch {self.run.epoch + 1}, step {self.run.step}")
@@ -199,7 +223,7 @@ class ClassifierCompressor:
             if fresh and distributed.is_main():
                 write_yaml(directory.path / "opt.yaml", to_record(self.arguments))
                 self._save_last(self.run)
-            with _stopping_on_signals(self.run):
+            with calling_on_signals(self._stop):
                 fit(self.run, self.hooks, self._save_last)
         except (UserError, OSError):
             if fresh and not self.history.rows and distributed.is_main():
@@ -217,15 +241,15 @@ class ClassifierCompressor:
             save_checkpoint(directory.best, self.best_state or {})
         best = deepcopy(self.run.averaged)
         best.load_state_dict(read_tensor_file(directory.best)["state_dict"])
-        return report_training(directory, self.history, self.profile, self.spec, self.val_set, best, self._unreadable())
+        return report_training(directory, self.history, self.profile, self.spec, self.feed.val_set, best, self._unreadable())
 
     def _unreadable(self) -> list[str]:
-        seen = [f"{self.train_set.split.name(position)}: could not be decoded" for position in sorted(self.run.unreadable)]
+        seen = [f"{self.feed.train_set.split.name(position)}: could not be decoded" for position in sorted(self.run.unreadable)]
         best = self.history.best
         return [*self.data.unreadable, *seen, *(f"{name}: could not be decoded" for name in (best.unreadable if best else ()))]
 
     def _full_state(self) -> dict[str, Any]:
-        state = inference_state(self.run, self.arguments, self.profile, self.plan)
+        state = inference_state(self.run, self.arguments, self.profile)
         return {**state, "training": training_state(self.run, self.hooks, self.data)}
 
     def _save_last(self, run: Run) -> None:
@@ -236,13 +260,13 @@ class ClassifierCompressor:
         save_checkpoint(self.directory.last, self._full_state())
         period = self.arguments.save_period
         if period and run.step == 0 and run.epoch and run.epoch % period == 0:
-            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", inference_state(run, self.arguments, self.profile, self.plan))
+            save_checkpoint(self.directory.weights / f"epoch{run.epoch}.pt", inference_state(run, self.arguments, self.profile))
 
     def _keep_best(self, run: Run) -> None:
         if not distributed.is_main():
             return
         assert self.directory is not None
-        state = inference_state(self.run, self.arguments, self.profile, self.plan)
+        state = inference_state(self.run, self.arguments, self.profile)
         state["metrics"]["epoch"] = run.epoch + 1
         if self.arguments.nosave:
             self.best_state = state
@@ -257,24 +281,3 @@ def _check_counts(arguments: TrainArguments) -> None:
             raise UserError(f"{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {least}")
     if arguments.batch_size % distributed.world_size():
         raise UserError(f"batch-size {arguments.batch_size} must be a multiple of the {distributed.world_size()} processes")
-
-
-@contextmanager
-def _stopping_on_signals(run: Run) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the run after its current step, saved; a second one ends it at once."""
-
-    def stop(number: int, _: Any) -> None:
-        run.interrupted = True
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {}
-    try:
-        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            previous[number] = signal.signal(number, stop)
-    except ValueError:  # not the main thread (a notebook's, say): signals stay as they are
-        previous.clear()
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -43,14 +43,21 @@ class Cut:
     def of(self, name: str, tensor: Tensor) -> Tensor:
         """Return what is left of a tensor, or of one of the same shape that goes with it (momentum, say)."""
         tensor = self.values[name].to(tensor.device) if name in self.values else tensor
+        whole = tensor
         for dim, index in self.indices.get(name, {}).items():
             if tensor.shape[dim] > 1 or len(index) > 1 or int(index.max()) > 0:
                 tensor = tensor.index_select(dim, index.to(tensor.device))
-        return tensor
+        return laid_out_like(tensor, whole)
 
     def names(self) -> list[str]:
         """Return the tensors that change."""
         return [*dict.fromkeys([*self.indices, *self.values])]
+
+
+def laid_out_like(part: Tensor, whole: Tensor) -> Tensor:
+    """Return a part of a tensor in the whole's memory format: fused optimizers want it equal for all that belongs together."""
+    channels_last = whole.ndim == 4 and whole.is_contiguous(memory_format=torch.channels_last)
+    return part.contiguous(memory_format=torch.channels_last) if channels_last else part
 
 
 def plan_cut(graph: ChannelGraph, keep: Keep) -> Cut:
@@ -107,7 +114,7 @@ def mask_(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
 def apply_cut_(model: nn.Module, cut: Cut) -> None:
     """Replace the tensors that a cut changes; nothing is proved here."""
     owned = dict(owned_tensors(model).values())
-    install_(model, {name: cut.of(name, owned[name]).clone() for name in cut.names()}, cut.groups)
+    install_(model, {name: cut.of(name, owned[name]).clone(memory_format=torch.preserve_format) for name in cut.names()}, cut.groups)
 
 
 def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: Tensor) -> None:

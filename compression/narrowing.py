@@ -63,7 +63,7 @@ def build_narrow(spec: ModelSpec, compress_rate: str) -> Narrow:
     model = _build_directly(spec, definition, [widths[entry[0].name] for entry in entries]) if definition is not None else None
     if model is None or _shapes(model) != _shapes(cut):
         model = cut
-    return Narrow(model, spec_of(spec, dense, model), graph, widths)
+    return Narrow(model, spec_of(spec, group_counts(dense), model), graph, widths)
 
 
 def _build_directly(spec: ModelSpec, definition: dict[str, Any], widths: Sequence[int]) -> nn.Module | None:
@@ -99,9 +99,8 @@ def scores_of_files(folder: str, model: nn.Module, graph: ChannelGraph) -> dict[
     return {**(score("l2", model, graph, None, 0).groups if missing else {}), **found}
 
 
-def spec_of(spec: ModelSpec, dense: nn.Module, narrow: nn.Module) -> ModelSpec:
-    """Return a specification with the numbers of groups that a cut changed."""
-    before = group_counts(dense)
+def spec_of(spec: ModelSpec, before: Mapping[str, int], narrow: nn.Module) -> ModelSpec:
+    """Return a specification with the numbers of groups that a cut changed; ``before`` are the dense network's."""
     return spec.with_(groups={**spec.groups, **{name: n for name, n in group_counts(narrow).items() if before.get(name) != n}})
 
 

@@ -34,6 +34,7 @@ from compression.subject import (
 from compression.surgery import shrink_
 from models.backends import TorchBackend
 from models.validation import load_for, measure
+from models.widths import group_counts
 from utils import distributed
 from utils.checkpoint import FORMAT, VERSION
 from utils.errors import UserError
@@ -77,7 +78,7 @@ class _Bench:
 
     def backend(self, narrow: nn.Module) -> TorchBackend:
         """Return a narrow form of the network, ready to run."""
-        spec = spec_of(self.subject.spec, self.subject.model, narrow)
+        spec = spec_of(self.subject.spec, group_counts(self.subject.model), narrow)
         return TorchBackend(replace(self.subject.loaded, model=narrow, spec=spec), self.device)
 
     def top1(self, backend: TorchBackend) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from compression.arguments import TrainArguments
 from utils import distributed
 from utils.arguments import from_record, to_record
 from utils.checkpoint import check_version, is_checkpoint, read_tensor_file
-from utils.engine import Hook, Run
+from utils.engine import Run
 from utils.errors import UserError
+from utils.hooks import Hook
 from utils.profile import Profile
 from utils.runs import RunDirectory, find_restarted, find_run
 from utils.splits import ImageData
@@ -32,6 +34,8 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
     Raises:
         UserError: there is no such run, it has finished, or an argument is given that can't change.
     """
+    if arguments.reset_optimizer:
+        return _from_weights_alone(arguments), None, None
     directory = None
     if distributed.is_main():
         directory = find_run(arguments.resume, arguments.project) if arguments.resume else find_restarted(arguments.project, arguments.name)
@@ -50,13 +54,22 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
     return replace(record, **{name: getattr(arguments, name) for name in given & OVERRIDABLE}), directory, content
 
 
-def inference_state(run: Run, arguments: TrainArguments, profile: Profile, plan: dict[str, Any] | None) -> dict[str, Any]:
+def _from_weights_alone(arguments: TrainArguments) -> TrainArguments:
+    """Return the arguments of a new run that starts from another one's weights."""
+    if not arguments.resume or arguments.weights:
+        raise UserError("--reset-optimizer goes with --resume-from, and without --weights: it begins anew from that run's weights")
+    path = Path(arguments.resume)
+    weights = path if path.is_file() else find_run(arguments.resume, arguments.project).last
+    return replace(arguments, weights=str(weights), resume="", reset_optimizer=False)
+
+
+def inference_state(run: Run, arguments: TrainArguments, profile: Profile) -> dict[str, Any]:
     """Return what every checkpoint holds, which is all that a shipped one needs."""
     evaluation = run.evaluation
     metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss} if evaluation else {}
     return {
         "spec": run.spec.to_dict(),
-        "plan": plan,
+        "plan": run.plan,
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in run.averaged.state_dict().items()},
         "metrics": {**metrics, "epoch": run.epoch, "params": profile.params, "macs": profile.macs},
         "arguments": to_record(arguments),
@@ -73,7 +86,7 @@ def training_state(run: Run, hooks: Sequence[Hook], data: ImageData) -> dict[str
         "hooks": {type(hook).__name__: hook.state_dict() for hook in hooks},
         "epoch": run.epoch,
         "step": run.step,
-        "loss_sum": run.loss_sum,
+        "loss_sums": run.loss_sums,
         "images_seen": run.images_seen,
         "stop": run.stop,
         "rng": torch.get_rng_state(),
@@ -101,5 +114,5 @@ def restore_(run: Run, hooks: Sequence[Hook], data: ImageData, checkpoint: dict[
         hook.load_state_dict(state["hooks"][type(hook).__name__])
     run.epoch, run.step, run.stop = state["epoch"], state["step"], state["stop"]
     if distributed.is_main():  # the sums of all ranks
-        run.loss_sum, run.images_seen = state["loss_sum"], state["images_seen"]
+        run.loss_sums, run.images_seen = dict(state["loss_sums"]), state["images_seen"]
     torch.set_rng_state(state["rng"])

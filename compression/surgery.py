@@ -11,7 +11,7 @@ from copy import deepcopy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compression.cutting import Cut, apply_cut_, mask_, plan_cut, prove_channels, prove_outputs
+from compression.cutting import Cut, apply_cut_, laid_out_like, mask_, plan_cut, prove_channels, prove_outputs
 from compression.graph import ChannelGraph, Keep
 from compression.ledger import owned_tensors
 from utils.ema import EMA
@@ -99,10 +99,11 @@ def _cut_states(model: nn.Module, cut: Cut, optimizer: Optimizer) -> dict[nn.Par
 
 
 def _cut_broadcast(value: Tensor, parameter: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    whole = value
     for dim, index in dims.items():
         if value.shape[dim] == parameter.shape[dim]:
             value = value.index_select(dim, index.to(value.device))
-    return value
+    return laid_out_like(value, whole)
 
 
 def _install_states(

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from utils import distributed
-from utils.ema import EMA
 from utils.errors import UserError
+from utils.hooks import Hook, LoopState
 from utils.loaders import Batch, mix_seed
 from utils.metrics import Evaluation, Tally
 from utils.optim import LearningRate
@@ -23,62 +21,42 @@ from utils.spec import ModelSpec
 from utils.transforms import normalise
 
 
-@dataclass
-class Run:
+@dataclass(kw_only=True)
+class Run(LoopState):
     """The whole state of a training run, which every hook receives.
 
     Attributes:
-        model: the bare network, whose weights are trained.
         network: what is called in the forward pass: ``model``, or its DDP or compiled wrapper.
+        learning_rate: sets the rate at every step; None where a hook sets it.
         batches: (epoch, first step) -> the rest of the epoch's batches.
         mix: changes a batch's images and labels (mixup, cutmix).
         criterion: (outputs, targets) -> loss.
         validate: measures a network on the validation split.
-        epoch, step: where the run is; ``step`` counts batches within the epoch.
-        loss_parts: named parts of the last batch's loss, for the log.
+        loss_sums: over the epoch's images so far, of the "loss" and of each of its named parts.
         stop: set by a hook to end the run after this epoch; says why.
         interrupted: set from outside (a signal) to end the run after this optimizer step.
     """
 
-    model: nn.Module
     spec: ModelSpec
-    ema: EMA | None
-    optimizer: Optimizer
-    learning_rate: LearningRate
     precision: Precision
+    learning_rate: LearningRate | None
     batches: Callable[[int, int], Iterable[Batch]]
-    steps_per_epoch: int
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     criterion: Callable[[Tensor, Tensor], Tensor]
     validate: Callable[[nn.Module], Evaluation]
-    epochs: int
     network: Callable[[Tensor], Tensor]
     accumulate: int = 1
     clip_norm: float = 10.0
-    seed: int = 0
 
-    epoch: int = 0
-    step: int = 0
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
-    targets: Tensor = field(default_factory=lambda: torch.empty(0))
-    outputs: Tensor = field(default_factory=lambda: torch.empty(0))
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    loss_parts: dict[str, Tensor] = field(default_factory=dict)
-    loss_sum: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
     images_seen: int = 0
     unreadable: set[int] = field(default_factory=set)
-    evaluation: Evaluation | None = None
     stop: str = ""
     interrupted: bool = False
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self.scaler = self.precision.scaler()
-
-    @property
-    def averaged(self) -> nn.Module:
-        """The network that is validated and saved: the moving average, or the model itself without one."""
-        return self.ema.model if self.ema else self.model
 
     @property
     def device(self) -> torch.device:
@@ -94,41 +72,6 @@ class Run:
     def ends_group(self) -> bool:
         """Whether the optimizer steps after the current batch."""
         return (self.step + 1) % self.accumulate == 0 or self.step + 1 == self.steps_per_epoch
-
-
-class Hook:
-    """Something that takes part in a run. Every method may be left out; ``before_backward_pass`` may return a new loss."""
-
-    def on_run_begin(self, run: Run) -> None:
-        """Before the first epoch of this process, after a resume's state was loaded."""
-
-    def on_epoch_begin(self, run: Run) -> None:
-        """Before an epoch's first batch, in training mode; ``run.step`` is above 0 where an interrupted epoch goes on."""
-
-    def on_minibatch_begin(self, run: Run) -> None:
-        """Before the forward pass; inputs and targets are set."""
-
-    def before_backward_pass(self, run: Run) -> Tensor | None:
-        """After the forward pass; outputs and loss are set. A returned tensor becomes the loss."""
-
-    def before_parameter_optimization(self, run: Run) -> None:
-        """Gradients are complete, unscaled and clipped."""
-
-    def on_minibatch_end(self, run: Run) -> None:
-        """After the optimizer step (or, while accumulating, after the backward pass) and the EMA update."""
-
-    def on_epoch_end(self, run: Run) -> None:
-        """After validation; ``run.evaluation`` is set."""
-
-    def on_run_end(self, run: Run) -> None:
-        """After the last epoch, also of a run that stops early; not after an error."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs: tensors and JSON-able values."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` returned."""
 
 
 def fit(run: Run, hooks: Sequence[Hook], save: Callable[[Run], None]) -> None:
@@ -162,28 +105,36 @@ def fit(run: Run, hooks: Sequence[Hook], save: Callable[[Run], None]) -> None:
     for hook in hooks:
         hook.on_run_begin(run)
     while run.epoch < run.epochs and not run.stop:
-        run.model.train()
-        for hook in hooks:
-            hook.on_epoch_begin(run)
-        for batch in run.batches(run.epoch, run.step):
-            train_step(run, hooks, batch)
-            run.step += 1
-            if run.step % run.accumulate == 0 and distributed.any_rank(run.interrupted, run.device):
-                run.interrupted = True
-                gather_loss(run)
-                save(run)
-                return
-        finish_epoch(run)
-        for hook in hooks:
-            hook.on_epoch_end(run)
-        run.epoch, run.step, run.loss_sum, run.images_seen = run.epoch + 1, 0, 0.0, 0
+        train_epoch(run, hooks)
         save(run)
-        if distributed.any_rank(run.interrupted, run.device) and run.epoch < run.epochs and not run.stop:
-            run.interrupted = True
+        if run.interrupted:
             return
-    run.interrupted = False
     for hook in hooks:
         hook.on_run_end(run)
+
+
+def train_epoch(run: Run, hooks: Sequence[Hook]) -> None:
+    """Train from ``run.step`` to the end of the epoch and validate, or until the run is interrupted."""
+    run.model.train()
+    run.metrics = {}
+    for hook in hooks:
+        hook.on_epoch_begin(run)
+    for batch in run.batches(run.epoch, run.step):
+        train_step(run, hooks, batch)
+        run.step += 1
+        if run.step % run.accumulate == 0 and distributed.any_rank(run.interrupted, run.device):
+            run.interrupted = True
+            gather_loss(run)
+            return
+    gather_loss(run)
+    if run.ema:
+        run.ema.synchronise_()
+    run.evaluation = run.validate(run.averaged)
+    for hook in hooks:
+        hook.on_epoch_end(run)
+    run.epoch, run.step, run.loss_sums, run.images_seen = run.epoch + 1, 0, {}, 0
+    goes_on = run.epoch < run.epochs and not run.stop
+    run.interrupted = distributed.any_rank(run.interrupted, run.device) and goes_on
 
 
 def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
@@ -194,13 +145,14 @@ def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
     run.inputs, run.targets = run.mix(normalise(images, run.spec), labels)
     for hook in hooks:
         hook.on_minibatch_begin(run)
-    run.learning_rate.apply_(run.optimizer, run.epoch + (run.step + 1) / run.steps_per_epoch)
+    if run.learning_rate:
+        run.learning_rate.apply_(run.optimizer, run.epoch + (run.step + 1) / run.steps_per_epoch)
     delays_sync = not run.ends_group and hasattr(run.network, "no_sync")
     with run.network.no_sync() if delays_sync else nullcontext():  # type: ignore[attr-defined]
         with run.precision.autocast():
             run.outputs = run.network(run.inputs)
         run.loss = run.criterion(run.outputs.float(), run.targets)
-        run.loss_parts = {"classification": run.loss.detach()}
+        run.loss_parts = {"classification": run.loss}
         for hook in hooks:
             changed = hook.before_backward_pass(run)
             if changed is not None:
@@ -209,10 +161,12 @@ def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise UserError(
                 f"the loss became {loss} in epoch {run.epoch + 1}, step {run.step + 1}; lower --lr0 "
-                f"(now {run.learning_rate.lr0:g}), raise --warmup-epochs, or use --no-amp"
+                f"(the rate is now {run.optimizer.param_groups[0]['lr']:g}), raise --warmup-epochs, or use --no-amp"
             )
         run.scaler.scale(run.loss / run.group_size).backward()
-    run.loss_sum += loss * len(labels)
+    run.loss, run.loss_parts = run.loss.detach(), {name: part.detach() for name, part in run.loss_parts.items()}
+    for name, value in {"loss": loss, **{name: float(part) for name, part in run.loss_parts.items()}}.items():
+        run.loss_sums[name] = run.loss_sums.get(name, 0.0) + value * len(labels)
     run.images_seen += len(labels)
     if run.ends_group:
         run.scaler.unscale_(run.optimizer)
@@ -230,18 +184,12 @@ def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
 
 
 def gather_loss(run: Run) -> None:
-    """Add up the epoch's training loss over all ranks, into rank 0; the others start from nothing."""
-    sums = torch.tensor([run.loss_sum, run.images_seen], dtype=torch.float64, device=run.device)
-    loss_sum, images_seen = distributed.sum_(sums).tolist()
-    run.loss_sum, run.images_seen = (loss_sum, round(images_seen)) if distributed.is_main() else (0.0, 0)
-
-
-def finish_epoch(run: Run) -> None:
-    """Gather the training loss of all ranks and validate the averaged network."""
-    gather_loss(run)
-    if run.ema:
-        run.ema.synchronise_()
-    run.evaluation = run.validate(run.averaged)
+    """Add up the epoch's training losses over all ranks, into rank 0; the others start from nothing."""
+    names = distributed.broadcast(sorted(run.loss_sums))
+    values = [*(run.loss_sums.get(name, 0.0) for name in names), run.images_seen]
+    *sums, images_seen = distributed.sum_(torch.tensor(values, dtype=torch.float64, device=run.device)).tolist()
+    main = distributed.is_main()
+    run.loss_sums, run.images_seen = (dict(zip(names, sums, strict=True)), round(images_seen)) if main else ({}, 0)
 
 
 def classifier(network: nn.Module, spec: ModelSpec, precision: Precision) -> Callable[[Tensor], Tensor]:

@@ -106,15 +106,16 @@ class TrainOrder(Sampler[list[Draw]]):
     batch of one image joins the batch before it, since batch norm can't take one image alone.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int, share: float = 1.0) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self.images = max(round(length * share), 1)  # of an epoch; which ones differs from epoch to epoch
         self.weights: NDArray[np.float64] | None = None  # sampling probabilities; None: each image once
         self.epoch, self.start = 0, 0
 
     def batch_sizes(self) -> list[int]:
         """Sizes of an epoch's batches on one rank."""
-        per_rank = -(-self.length // self.world_size)
+        per_rank = -(-self.images // self.world_size)
         sizes = [self.batch_size] * (per_rank // self.batch_size)
         rest = per_rank % self.batch_size
         if rest == 1 and sizes:
@@ -130,12 +131,12 @@ class TrainOrder(Sampler[list[Draw]]):
         """Positions in the split in the epoch's order, the same on every rank."""
         generator = np.random.default_rng([self.seed, self.epoch])
         if self.weights is not None:
-            return generator.choice(self.length, self.length, p=self.weights)
-        return generator.permutation(self.length)
+            return generator.choice(self.length, self.images, p=self.weights)
+        return generator.permutation(self.length)[: self.images]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = self.order()
-        padded = np.resize(order, -(-self.length // self.world_size) * self.world_size)
+        padded = np.resize(order, -(-self.images // self.world_size) * self.world_size)
         begin = 0
         for step, size in enumerate(self.batch_sizes()):
             if step >= self.start:

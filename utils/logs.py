@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from utils import distributed
 from utils.checkpoint import write_text
-from utils.engine import Hook, Run
+from utils.engine import Run
+from utils.hooks import Hook
 from utils.metrics import Evaluation
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "top1", "top5", "lr", "images_per_second", "seconds")
@@ -24,10 +25,13 @@ class History(Hook):
     Args:
         folder: the run's folder; None (on ranks other than 0) writes nothing.
         on_best: called when an epoch is the best so far.
+        counts: whether an epoch can be the best at all. The first that can takes the place of all before it: a network
+            that has not reached its sparsity yet is better and not what was asked for.
     """
 
-    def __init__(self, folder: Path | None, on_best: Callable[[Run], None]) -> None:
-        self.folder, self.on_best = folder, on_best
+    def __init__(self, folder: Path | None, on_best: Callable[[Run], None], counts: Callable[[Run], bool] = lambda _: True) -> None:
+        self.folder, self.on_best, self.counts = folder, on_best, counts
+        self.counting = False
         self.rows: list[dict[str, float]] = []
         self.best: Evaluation | None = None
         self.best_epoch = 0
@@ -51,7 +55,7 @@ class History(Hook):
         assert evaluation is not None
         row = {
             "epoch": run.epoch + 1,
-            "train_loss": run.loss_sum / max(run.images_seen, 1),
+            "train_loss": run.loss_sums.get("loss", 0.0) / max(run.images_seen, 1),
             "val_loss": evaluation.loss,
             "top1": evaluation.top1,
             "top5": evaluation.top5,
@@ -59,15 +63,22 @@ class History(Hook):
             "images_per_second": run.images_seen / (self.seconds - previous),
             "seconds": self.seconds,
         }
-        self.rows.append(row)
+        if len(run.loss_sums) > 2:  # with a single part, the part is the loss
+            run.metrics |= {f"loss_{name}": value / max(run.images_seen, 1) for name, value in run.loss_sums.items() if name != "loss"}
+        # A figure with a slash in its name is one of many; it goes to TensorBoard only.
+        self.rows.append({**row, **{name: value for name, value in run.metrics.items() if "/" not in name}})
+        if not self.counting and self.counts(run):
+            self.counting, self.best = True, None
         if evaluation.better_than(self.best):
             self.best, self.best_epoch = evaluation, run.epoch + 1
             self.on_best(run)
         if self.folder:
-            lines = [",".join(COLUMNS), *(",".join(f"{row[c]:.6g}" for c in COLUMNS) for row in self.rows)]
-            write_text(self.folder / "results.csv", "\n".join(lines) + "\n")
-            for column in COLUMNS[1:]:
-                self.writer.add_scalar(column, row[column], run.epoch + 1)
+            columns = list(dict.fromkeys([*COLUMNS, *(name for row in self.rows for name in row)]))
+            lines = [",".join(f"{row[c]:.6g}" if c in row else "" for c in columns) for row in self.rows]
+            write_text(self.folder / "results.csv", "\n".join([",".join(columns), *lines]) + "\n")
+            for name, value in {**row, **run.metrics}.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, run.epoch + 1)
 
     def on_run_end(self, run: Run) -> None:
         self.close()
@@ -87,11 +98,12 @@ class History(Hook):
                 "images": self.best.images,
                 "confusion": self.best.confusion,
             }
-        return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds}
+        return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds, "counting": self.counting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.best_epoch, self.seconds = list(state["rows"]), state["best_epoch"], state["seconds"]
         self.best = Evaluation(**state["best"]) if state["best"] else None
+        self.counting = state["counting"]
 
 
 class EarlyStopping(Hook):
@@ -101,8 +113,24 @@ class EarlyStopping(Hook):
         self.patience, self.history = patience, history
 
     def on_epoch_end(self, run: Run) -> None:
-        if self.patience and run.epoch + 1 - self.history.best_epoch >= self.patience:
+        if self.patience and self.history.counting and run.epoch + 1 - self.history.best_epoch >= self.patience:
             run.stop = f"no improvement for {self.patience} epochs"
+
+
+class StepLog(Hook):
+    """Prints the loss and its parts every so many batches; 0 = never."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_minibatch_end(self, run: Run) -> None:
+        if self.every and (run.step + 1) % self.every == 0 and distributed.is_main():
+            parts = ", ".join(f"{name} {float(part):.4f}" for name, part in run.loss_parts.items())
+            rate = run.optimizer.param_groups[0]["lr"]
+            print(
+                f"epoch {run.epoch + 1} step {run.step + 1}/{run.steps_per_epoch}: loss {float(run.loss):.4f} ({parts}), lr {rate:.3g}",
+                flush=True,
+            )
 
 
 class Progress(Hook):
@@ -135,9 +163,10 @@ class Progress(Hook):
             row = self.history.rows[-1]
             left = duration(row["seconds"] / row["epoch"] * (run.epochs - row["epoch"]))
             mark = " *" if self.history.best_epoch == row["epoch"] else ""
+            sparsity = f" {row['sparsity']:>8.2%} of the weights are zero" if "sparsity" in row else ""
             print(
                 f"{int(row['epoch']):>4}/{run.epochs:<4} {row['train_loss']:>11.4f} {row['val_loss']:>9.4f} {row['top1']:>7.2%} "
-                f"{row['top5']:>7.2%} {row['images_per_second']:>9.0f} {left:>8}{mark}",
+                f"{row['top5']:>7.2%} {row['images_per_second']:>9.0f} {left:>8}{mark or '  '}{sparsity}".rstrip(),
                 flush=True,
             )
 

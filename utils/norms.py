@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from utils.engine import Hook, Run
+from utils.engine import Run
+from utils.hooks import Hook
 
 
 class FrozenNorms(Hook):

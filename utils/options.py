@@ -146,7 +146,7 @@ def choice(*choices: str | None) -> Reader:
 
     def read(value: Any, place: Place) -> str | None:
         if (value is None and None in choices) or (isinstance(value, str) and value in words):
-            return value  # type: ignore[no-any-return]
+            return value
         raise place.error(f"is {shown(value)}.{nearest(str(value), words)} Valid: {', '.join(words)}")
 
     return read

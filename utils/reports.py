@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from utils.checkpoint import write_text
-from utils.engine import Hook, Run
+from utils.engine import Run
+from utils.hooks import Hook
 from utils.loaders import Draw, SplitDataset
 from utils.logs import History
 from utils.metrics import Evaluation, per_class

@@ -6,6 +6,7 @@ from compression.pruners.activation_apoz import ActivationAPoZRankedFilterPruner
 from compression.pruners.activation_mean import ActivationMeanRankedFilterPruner, ActivationMeanRankedFilterPrunerAGP
 from compression.pruners.automated_gradual import AutomatedGradualPruner
 from compression.pruners.baidu_rnn import BaiduRNNPruner
+from compression.pruners.batch_norm_scale import BatchNormScaleRankedFilterPruner, BatchNormScaleRankedFilterPrunerAGP
 from compression.pruners.bernoulli import BernoulliFilterPruner, BernoulliFilterPrunerAGP
 from compression.pruners.feature_map_rank import FeatureMapRankFilterPruner, FeatureMapRankFilterPrunerAGP
 from compression.pruners.fm_reconstruction import FMReconstructionChannelPruner, FMReconstructionChannelPrunerAGP
@@ -45,6 +46,8 @@ PRUNERS: dict[str, type[Pruner]] = {
     "ActivationMeanRankedFilterPruner_AGP": ActivationMeanRankedFilterPrunerAGP,
     "FeatureMapRankFilterPruner": FeatureMapRankFilterPruner,
     "FeatureMapRankFilterPruner_AGP": FeatureMapRankFilterPrunerAGP,
+    "BatchNormScaleRankedFilterPruner": BatchNormScaleRankedFilterPruner,
+    "BatchNormScaleRankedFilterPruner_AGP": BatchNormScaleRankedFilterPrunerAGP,
     "FMReconstructionChannelPruner": FMReconstructionChannelPruner,
     "FMReconstructionChannelPruner_AGP": FMReconstructionChannelPrunerAGP,
     "StructureParameterPruner": StructureParameterPruner,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compression.pruners.measured_ranked import ByFeatureMaps
+from compression.pruners.measured_ranked import ByCriterion
 from compression.pruners.targets import AtOnce, Gradual
 
 
-class ByApoz(ByFeatureMaps):
+class ByApoz(ByCriterion):
     """Scores filters by the share of their activations that are positive."""
 
     criterion = "apoz"

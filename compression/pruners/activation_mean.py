@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compression.pruners.measured_ranked import ByFeatureMaps
+from compression.pruners.measured_ranked import ByCriterion
 from compression.pruners.targets import AtOnce, Gradual
 
 
-class ByMeanActivation(ByFeatureMaps):
+class ByMeanActivation(ByCriterion):
     """Scores filters by their mean absolute activation."""
 
     criterion = "mean_activation"

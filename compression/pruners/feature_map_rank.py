@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compression.pruners.measured_ranked import ByFeatureMaps
+from compression.pruners.measured_ranked import ByCriterion
 from compression.pruners.targets import AtOnce, Gradual
 
 
-class ByRank(ByFeatureMaps):
+class ByRank(ByCriterion):
     """Scores filters by the mean matrix rank of their feature maps."""
 
     criterion = "rank"

@@ -1,4 +1,4 @@
-"""Filters ranked by a criterion that looks at their feature maps (see ``compression.criteria``)."""
+"""Filters ranked by a criterion that measures the network (see ``compression.criteria``)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from compression.pruners.pruner import PruningTask
 from compression.pruners.ranked import FILTERS, RankedPruner, covered
 
 
-class ByFeatureMaps(RankedPruner):
-    """Scores filters by a criterion on calibration images.
+class ByCriterion(RankedPruner):
+    """Scores filters by a criterion, on calibration images where it needs some.
 
     Attributes:
         criterion: its name.

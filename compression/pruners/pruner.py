@@ -77,6 +77,13 @@ class Pruner:
         """Return the names of the parameters that it prunes."""
         raise NotImplementedError
 
+    def check(self, weights: Mapping[str, Tensor]) -> None:
+        """Check that it can prune these weights, before anything is trained.
+
+        Raises:
+            UserError: one does not fit.
+        """
+
     def decide(self, task: PruningTask) -> Decision:
         """Say what stays."""
         raise NotImplementedError

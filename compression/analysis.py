@@ -1,0 +1,126 @@
+"""What train.py does instead of training: print a timeline or a summary, analyse sensitivity, thin a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+from compression.arguments import TrainArguments
+from compression.compressor import ClassifierCompressor
+from compression.resuming import inference_state
+from compression.schedule.evidence import Evidence
+from compression.schedule.masks import Masks
+from compression.schedule.timeline import timeline
+from compression.sensitivity import KINDS, TOLERANCE, analyse, parse_range, write_results, write_schedule
+from compression.summaries import SUMMARIES, summary
+from compression.thinning import FilterRemover, thin_
+from utils import distributed
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError, unknown
+from utils.metrics import Evaluation
+from utils.runs import RunDirectory
+
+
+def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor], str] | None:
+    """Return what to do instead of training, if the arguments say so.
+
+    Raises:
+        UserError: a name is unknown, or two are asked for.
+    """
+    asked = {
+        "dry_run": show_timeline,
+        "summary": show_summary,
+        "sense": analyse_sensitivity,
+        "thinnify": thin,
+        "evaluate": measure,
+    }
+    given = [name for name in asked if getattr(arguments, name)]
+    if len(given) > 1:
+        raise UserError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} exclude each other")
+    if arguments.sense and arguments.sense not in KINDS:
+        raise unknown("sensitivity analysis", arguments.sense, KINDS)
+    if arguments.summary and arguments.summary not in SUMMARIES:
+        raise unknown("summary", arguments.summary, SUMMARIES)
+    if arguments.dry_run and not arguments.compress:
+        raise UserError("--dry-run shows a schedule; give --compress FILE")
+    if arguments.thinnify and not arguments.weights:
+        raise UserError("--thinnify removes the filters of --weights that are zero; give --weights FILE")
+    return asked[given[0]] if given else None
+
+
+def show_timeline(compressor: ClassifierCompressor) -> str:
+    """Return the schedule's timeline."""
+    a, scheduler = compressor.arguments, compressor.scheduler
+    assert scheduler is not None
+    rate = compressor.run.learning_rate
+    rates = [rate.at(epoch + 1 / compressor.run.steps_per_epoch) for epoch in range(a.epochs)] if rate else None
+    return timeline(scheduler.schedule, a.epochs, a.lr0, rates)
+
+
+def show_summary(compressor: ClassifierCompressor) -> str:
+    """Return a summary of the network."""
+    return summary(compressor.arguments.summary, deepcopy(compressor.model).cpu(), compressor.spec)
+
+
+def analyse_sensitivity(compressor: ClassifierCompressor) -> str:
+    """Prune every layer alone at several sparsities, measure on the validation images; write table, plot and a schedule."""
+    a = compressor.arguments
+    sparsities = parse_range(a.sense_range)
+    model = compressor.run.averaged
+    graph = None if a.sense == "element" else Evidence(model, compressor.feed.calibration).graph
+    table = analyse(model, graph, a.sense, sparsities, compressor.validate, progress=_progress)
+    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+    write_results(table, directory.path)
+    path = directory.path / "schedule.yaml"
+    write_schedule(table, a.sense, graph, TOLERANCE, path)
+    return f"table, plot and schedule: {directory.path}\nnext: python train.py --weights {a.weights} --data {a.data} --compress {path}"
+
+
+def _progress(name: str, done: int, of: int) -> None:
+    if distributed.is_main():
+        print(f"{done:>4}/{of}  {name}", flush=True)
+
+
+def thin(compressor: ClassifierCompressor) -> str:
+    """Remove the filters that are zero, and save the thinned network."""
+    before = compressor.profile
+    evidence = Evidence(compressor.model, compressor.feed.calibration)
+    thinned = thin_(compressor.run, Masks(), evidence, FilterRemover.role)
+    if not thinned.groups:
+        return str(thinned)
+    a, after = compressor.arguments, compressor.profile
+    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+    compressor.run.evaluation = compressor.validate()
+    path = directory.weights / "thinned.pt"
+    save_checkpoint(path, inference_state(compressor.run, a, after))
+    return "\n".join(
+        [
+            str(thinned),
+            f"multiply-adds {before.macs:,} -> {after.macs:,}, parameters {before.params:,} -> {after.params:,}",
+            measured(compressor.run.evaluation),
+            f"checkpoint {path}",
+        ]
+    )
+
+
+def measure(compressor: ClassifierCompressor) -> str:
+    """Measure the network on the validation images."""
+    evaluation = compressor.validate()
+    lines = [measured(evaluation)]
+    if compressor.arguments.confusion:
+        lines.append(confusion_text(evaluation, compressor.spec.class_names))
+    return "\n".join(lines)
+
+
+def measured(evaluation: Evaluation) -> str:
+    """Return an evaluation in a line."""
+    return f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, loss {evaluation.loss:.4f} on {evaluation.images} validation images"
+
+
+def confusion_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str:
+    """Return the confusion matrix as text: a row per true class, a column per prediction."""
+    import pandas as pd
+
+    names = [name[:12] for name in class_names]
+    table = pd.DataFrame(evaluation.confusion.numpy(), index=pd.Index(names, name="true \\ predicted"), columns=names)
+    return f"confusion matrix\n{table.to_string()}"

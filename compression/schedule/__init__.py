@@ -1,0 +1,1 @@
+"""Compression schedules: one YAML says what happens to a network and when."""

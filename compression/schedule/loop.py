@@ -1,0 +1,154 @@
+"""A schedule in a training loop of one's own: six calls, no train.py.
+
+::
+
+    loop = ScheduledLoop("schedule.yaml", model, optimizer, epochs, len(loader), examples)
+    for epoch in range(epochs):
+        loop.on_epoch_begin(epoch)                                                      # 1
+        for step, (inputs, targets) in enumerate(loader):
+            loop.on_minibatch_begin(step, inputs, targets)                              # 2
+            outputs = model(inputs)
+            loss = loop.before_backward_pass(outputs, criterion(outputs, targets))      # 3
+            optimizer.zero_grad(); loss.backward()
+            loop.before_parameter_optimization()                                        # 4
+            optimizer.step()
+            loop.on_minibatch_end()                                                     # 5
+        loop.on_epoch_end(evaluation)                                                   # 6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compression.calibration import Calibration
+from compression.schedule.reading import parse_schedule, read_schedule
+from compression.schedule.scheduler import CompressionScheduler, report_on_main
+from models.widths import group_counts, resize_
+from utils.ema import EMA
+from utils.hooks import LoopState
+from utils.metrics import Evaluation
+from utils.spec import ModelSpec
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Examples(Calibration):
+    """Calibration images that are normalised already: float32 [N, C, H, W]."""
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for begin in range(0, len(self), self.batch_size):
+            yield self.images[begin : begin + self.batch_size], self.labels[begin : begin + self.batch_size]
+
+    def head(self, count: int) -> Calibration:
+        return Examples(self.images[:count], self.labels[:count], self.spec, self.batch_size)
+
+
+class ScheduledLoop:
+    """Carries a schedule out in a loop of one's own.
+
+    Args:
+        schedule: the YAML file, or its content as a mapping.
+        model: the bare network; in DDP, what is wrapped. Where the schedule thins, wrap it again in ``restructured``.
+        optimizer: any of torch.optim.
+        epochs, steps_per_epoch: of the loop.
+        examples: some inputs and labels as the network sees them, on which thinning is proved and maps are measured.
+        ema: a moving average of the model, if the loop keeps one (and updates it before ``on_minibatch_end``).
+        spec: of the network; only distillation by a schedule needs it.
+        seed: of what pruners draw.
+        restructured: called after channels were cut.
+        report: says what happens, a line at a time.
+
+    Raises:
+        UserError: the schedule does not fit; the message names the place in the file.
+    """
+
+    def __init__(
+        self,
+        schedule: str | Path | Mapping[str, Any],
+        model: nn.Module,
+        optimizer: Optimizer,
+        epochs: int,
+        steps_per_epoch: int,
+        examples: tuple[Tensor, Tensor] | None = None,
+        ema: EMA | None = None,
+        spec: ModelSpec | None = None,
+        seed: int = 0,
+        restructured: Callable[[], None] = lambda: None,
+        report: Callable[[str], None] = report_on_main,
+    ) -> None:
+        self.state = LoopState(
+            model=model,
+            optimizer=optimizer,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            spec=spec,
+            ema=ema,
+            seed=seed,
+            restructured=restructured,
+        )
+        names = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        read = parse_schedule(schedule, names) if isinstance(schedule, Mapping) else read_schedule(schedule, names)
+        inputs, labels = examples or (torch.empty(0), torch.empty(0, dtype=torch.int64))
+        given = Examples(inputs, labels, spec or ModelSpec("", 1), BATCH)
+        self.scheduler = CompressionScheduler(read, self.state, lambda: given, report)
+        for line in self.scheduler.describe():
+            report(f"schedule {line}")
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before an epoch's first batch."""
+        self.state.epoch, self.state.step = epoch, 0
+        self.scheduler.on_epoch_begin(self.state)
+
+    def on_minibatch_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
+        """Before the forward pass; channels may be cut here."""
+        self.state.step, self.state.inputs, self.state.targets = step, inputs, targets
+        self.scheduler.on_minibatch_begin(self.state)
+
+    def before_backward_pass(self, outputs: Tensor, loss: Tensor) -> Tensor:
+        """After the forward pass; returns the loss with what regularizers and distillation make of it."""
+        self.state.outputs, self.state.loss, self.state.loss_parts = outputs, loss, {"classification": loss}
+        return self.scheduler.before_backward_pass(self.state)
+
+    def before_parameter_optimization(self) -> None:
+        """When gradients are complete, before the optimizer's step."""
+        self.scheduler.before_parameter_optimization(self.state)
+
+    def on_minibatch_end(self) -> None:
+        """After the optimizer's step."""
+        self.scheduler.on_minibatch_end(self.state)
+
+    def on_epoch_end(self, evaluation: Evaluation | None = None) -> None:
+        """After the validation, which only ReduceLROnPlateau needs to know; sets the next epoch's learning rate."""
+        self.state.evaluation = evaluation
+        self.scheduler.on_epoch_end(self.state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs beside the model's and the optimizer's own state: tensors and JSON-able values."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.state.model.state_dict().items()}
+        structure = {"shapes": shapes, "groups": group_counts(self.state.model), "plan": self.state.plan}
+        return {"scheduler": self.scheduler.state_dict(), "structure": structure}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state, before the model's and the optimizer's own: a thinned network gets its widths here."""
+        structure, model, optimizer = state["structure"], self.state.model, self.state.optimizer
+        old = dict(model.named_parameters())
+        shapes = {name: torch.empty(shape, device="meta") for name, shape in structure["shapes"].items()}
+        resize_(model, shapes, structure["groups"])
+        if self.state.ema:
+            resize_(self.state.ema.model, shapes, structure["groups"])
+        new = dict(model.named_parameters())
+        renewed = {parameter: new[name] for name, parameter in old.items()}
+        for group in optimizer.param_groups:
+            group["params"] = [renewed[parameter] for parameter in group["params"]]
+        self.state.plan = structure["plan"]
+        self.scheduler.load_state_dict(state["scheduler"])
+        if any(old[name] is not new[name] for name in old):
+            self.state.restructured()

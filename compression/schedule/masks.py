@@ -1,0 +1,140 @@
+"""Masks that hold: on the weights, on their moving average, and on what the optimizer remembers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.cutting import Cut
+from utils.hooks import LoopState
+
+
+class Masks:
+    """The masks of a network's parameters, 1 where a weight stays and 0 where it is pruned.
+
+    A plain mask holds for good: weight, average and momentum are zero where it is zero, gradients are masked before the
+    optimizer sees them, so that every step leaves them zero.
+
+    Under a *double* mask the forward pass sees masked weights and the optimizer trains all of them: between the
+    optimizer's step and the next one the parameter is masked and its full values are kept in ``hidden``. So
+    validation and checkpoints always see what the forward pass sees.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.hidden: dict[str, Tensor] = {}
+        self.double: set[str] = set()
+        self.masks_gradients: set[str] = set()
+
+    def full(self, name: str, parameter: Tensor) -> Tensor:
+        """Return a parameter's values before any double mask."""
+        return self.hidden.get(name, parameter.detach())
+
+    @torch.no_grad()
+    def set_(self, run: LoopState, masks: Mapping[str, Tensor], double: bool = False, mask_gradients: bool = False) -> None:
+        """Take up masks, and apply them."""
+        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        for name, mask in masks.items():
+            parameter = parameters[name]
+            mask = torch.empty_like(parameter).copy_(mask)
+            if double:
+                self.hidden.setdefault(name, parameter.detach().clone())
+                parameter.copy_(self.hidden[name] * mask)
+                self.double.add(name)
+                (self.masks_gradients.add if mask_gradients else self.masks_gradients.discard)(name)
+            else:
+                self.values[name] = mask
+                self._settle_(run, name, parameter, averages[name])
+            self.values[name] = mask
+
+    def _settle_(self, run: LoopState, name: str, parameter: nn.Parameter, average: nn.Parameter) -> None:
+        """Make a mask plain: nothing behind it is remembered anywhere."""
+        self.hidden.pop(name, None)
+        self.double.discard(name)
+        self.masks_gradients.discard(name)
+        state = run.optimizer.state.get(parameter, {})
+        moments = [v for key, v in state.items() if key != "step" and isinstance(v, Tensor) and v.shape == parameter.shape]
+        for tensor in (parameter, average, *moments):
+            tensor.mul_(self.values[name].to(tensor.dtype))
+
+    @torch.no_grad()
+    def keep_(self, run: LoopState, names: Iterable[str]) -> None:
+        """Make double masks plain, for good."""
+        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        for name in sorted(self.double & set(names)):
+            self._settle_(run, name, parameters[name], averages[name])
+
+    @torch.no_grad()
+    def release_(self, run: LoopState, names: Iterable[str], double_only: bool = True) -> None:
+        """Take masks away; what a double mask hid comes back."""
+        parameters = dict(run.model.named_parameters())
+        for name in names:
+            if name in self.hidden:
+                parameters[name].copy_(self.hidden.pop(name))
+            if name in self.double or not double_only:
+                self.values.pop(name, None)
+            self.double.discard(name)
+            self.masks_gradients.discard(name)
+
+    @torch.no_grad()
+    def before_step_(self, run: LoopState) -> None:
+        """Show the optimizer full weights under double masks, and no gradient of weights under plain ones."""
+        parameters = dict(run.model.named_parameters())
+        for name in list(self.hidden):
+            parameters[name].copy_(self.hidden.pop(name))
+        gradients, masks = [], []
+        for name, mask in self.values.items():
+            gradient = parameters[name].grad
+            if gradient is not None and (name not in self.double or name in self.masks_gradients):
+                gradients.append(gradient)
+                masks.append(mask)
+        if masks:
+            torch._foreach_mul_(gradients, masks)
+
+    @torch.no_grad()
+    def after_step_(self, run: LoopState) -> None:
+        """Apply the masks to what a step has changed."""
+        if not self.values:
+            return
+        parameters = dict(run.model.named_parameters())
+        plain = [name for name in self.values if name not in self.double]
+        if plain:
+            weights: list[Tensor] = [parameters[name] for name in plain]
+            torch._foreach_mul_(weights, [self.values[name] for name in plain])
+        averages = dict(run.averaged.named_parameters()) if self.double else {}
+        for name in self.double:
+            if name not in self.hidden:
+                self.hidden[name] = parameters[name].detach().clone()
+                parameters[name].mul_(self.values[name])
+            if run.ema:  # it averages what the forward pass sees
+                averages[name].mul_(self.values[name])
+
+    def cut_(self, cut: Cut) -> None:
+        """Follow a cut of the network's channels."""
+        for tensors in (self.values, self.hidden):
+            for name in list(tensors):
+                tensors[name] = cut.of(name, tensors[name]).clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a restart needs; masks of zeros and ones as booleans."""
+        values = {name: mask.bool() if bool(((mask == 0) | (mask == 1)).all()) else mask for name, mask in self.values.items()}
+        return {
+            "values": values,
+            "hidden": dict(self.hidden),
+            "double": sorted(self.double),
+            "masks_gradients": sorted(self.masks_gradients),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
+        """Take up what ``state_dict`` returned, for a model of the same shapes."""
+        parameters = dict(model.named_parameters())
+
+        def like(name: str, tensor: Tensor) -> Tensor:
+            return torch.empty_like(parameters[name], requires_grad=False).copy_(tensor)
+
+        self.values = {name: like(name, mask) for name, mask in state["values"].items()}
+        self.hidden = {name: like(name, values) for name, values in state["hidden"].items()}
+        self.double, self.masks_gradients = set(state["double"]), set(state["masks_gradients"])

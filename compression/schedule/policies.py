@@ -1,0 +1,237 @@
+"""What a schedule's policies do while they are active: prune, regularize, set the learning rate.
+
+A policy is a hook that the scheduler calls in the epochs of its window only. Thinning and distillation are policies of
+their own files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.learning_rates import Plateau
+from compression.pruners.pruner import Decision, Moment, Pruner, PruningTask
+from compression.regularizers.regularizer import Regularizer
+from compression.schedule.evidence import Evidence
+from compression.schedule.masks import Masks
+from compression.schedule.windows import Window
+from utils import distributed
+from utils.errors import UserError
+from utils.hooks import Hook, LoopState
+from utils.loaders import mix_seed
+from utils.options import boolean, by_parameter, integer, number, option, optional
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """The ``args`` of a pruner's policy, with Distiller's meaning.
+
+    Attributes:
+        levels: replace the pruner's own.
+        keep_mask: what the window's last masks hide goes for good (without it, double copies come back).
+        mini_batch_pruning_frequency: ask the pruner again every so many batches.
+        mask_on_forward_only: with double copies, weights are masked in the forward pass and trained whole. Without them
+            it changes nothing here: what is validated and saved is always masked.
+        mask_gradients: under a double mask, let only the kept weights train.
+        use_double_copies: keep the values behind the masks.
+        discard_masks_at_minibatch_end: a mask lasts for one batch.
+        skip_first_minibatch: ask first after one batch, not before the window's first epoch.
+        fold_batchnorm: show the pruner the weights with batch norm folded in: w * gamma / sqrt(var + eps).
+    """
+
+    levels: dict[str, float] | None = option(optional(by_parameter(number(least=0, below=1))), None)
+    keep_mask: bool = option(boolean, False)
+    mini_batch_pruning_frequency: int = option(integer(), 0)
+    mask_on_forward_only: bool = option(boolean, False)
+    mask_gradients: bool = option(boolean, False)
+    use_double_copies: bool = option(boolean, False)
+    discard_masks_at_minibatch_end: bool = option(boolean, False)
+    skip_first_minibatch: bool = option(boolean, False)
+    fold_batchnorm: bool = option(boolean, False)
+
+    def __post_init__(self) -> None:
+        if self.mask_gradients and not self.mask_on_forward_only:
+            raise UserError("mask_gradients needs mask_on_forward_only: gradients of masks that hold are masked anyway")
+
+
+@dataclass(frozen=True)
+class RegularizingOptions:
+    """The ``args`` of a regularizer's policy: with ``keep_mask`` what its threshold zeroes at the window's end stays zero."""
+
+    keep_mask: bool = option(boolean, False)
+
+
+class PruningPolicy(Hook):
+    """Asks a pruner at the beginning of each of its epochs, or every so many batches."""
+
+    def __init__(self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, evidence: Evidence) -> None:
+        self.name, self.pruner, self.window, self.options = name, pruner, window, options
+        self.masks, self.evidence = masks, evidence
+        pruner.check({key: parameter.detach() for key, parameter in evidence.model.named_parameters()})
+        if options.levels is not None and not hasattr(pruner, "levels"):
+            raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
+
+    def reached(self, epochs: int) -> int:
+        """Return the epoch at which its target is reached in a run of so many epochs; -1 where it has none."""
+        last = self.window.last_within(epochs)
+        return -1 if last is None or self.options.discard_masks_at_minibatch_end else last
+
+    def moment(self, epoch: int) -> Moment:
+        """Return what the pruner is told of time."""
+        return Moment(epoch, self.window.first, self.window.last, self.window.end, self.window.frequency)
+
+    def on_epoch_begin(self, run: LoopState) -> None:
+        skips = self.options.skip_first_minibatch and run.epoch == self.window.first
+        if run.step == 0 and not skips:
+            self._ask(run)
+
+    def on_minibatch_begin(self, run: LoopState) -> None:
+        every = self.options.mini_batch_pruning_frequency
+        due = every and run.step > 0 and run.steps % every == 0
+        late = self.options.skip_first_minibatch and run.epoch == self.window.first and run.step == 1
+        if due or late:
+            self._ask(run)
+
+    def on_minibatch_end(self, run: LoopState) -> None:
+        if self.options.discard_masks_at_minibatch_end:
+            self.masks.release_(run, self.pruner.parameters(), double_only=False)
+
+    def on_epoch_end(self, run: LoopState) -> None:
+        if run.epoch == self.window.last and self.options.keep_mask:
+            self.masks.keep_(run, self.pruner.parameters())
+
+    def on_window_end(self, run: LoopState) -> None:
+        """Give back what double masks hide; called once the window lies behind."""
+        self.masks.release_(run, self.pruner.parameters())
+
+    def _ask(self, run: LoopState) -> None:
+        if self.options.levels is not None:
+            self.pruner.levels = self.options.levels  # type: ignore[attr-defined]
+        weights = {name: self.masks.full(name, parameter) for name, parameter in run.model.named_parameters()}
+        if self.options.fold_batchnorm:
+            weights |= fold_batchnorm(run.model, weights, self.pruner.parameters())
+        generator = torch.Generator().manual_seed(mix_seed(run.seed, zlib.crc32(self.name.encode()), run.epoch, run.step))
+        task = PruningTask(
+            moment=self.moment(run.epoch),
+            weights=weights,
+            masks=self.masks.values,
+            generator=generator,
+            filter_scores=self.evidence.filter_scores,
+            gradients=self.evidence.gradients,
+            model=run.model,
+            images=self.evidence.images,
+        )
+        with torch.no_grad():
+            decision = agreed(self.pruner.decide(task))
+            parameters = dict(run.model.named_parameters())
+            for name, values in decision.weights.items():
+                parameters[name].copy_(values)
+            if run.ema and decision.weights:
+                averages = dict(run.ema.model.named_parameters())
+                for name, values in decision.weights.items():
+                    averages[name].copy_(values)
+        scaled = [name for name, mask in decision.masks.items() if not bool(((mask == 0) | (mask == 1)).all())]
+        if scaled and not self.options.use_double_copies:
+            raise UserError(f"{type(self.pruner).__name__} makes up for what it drops, which needs use_double_copies: true")
+        self.masks.set_(run, decision.masks, self.options.use_double_copies, self.options.mask_gradients)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pruner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pruner.load_state_dict(state)
+
+
+def agreed(decision: Decision) -> Decision:
+    """Return rank 0's decision on every rank, since the last bits of a score may differ between machines."""
+    if distributed.world_size() == 1:
+        return decision
+    masks = {name: mask.clone() for name, mask in decision.masks.items()}
+    weights = {name: values.clone() for name, values in decision.weights.items()}
+    distributed.broadcast_([*masks.values(), *weights.values()])
+    return replace(decision, masks=masks, weights=weights)
+
+
+def fold_batchnorm(model: nn.Module, weights: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the named convolutions' weights as they are with the batch norm behind them folded in (arXiv:1806.08342).
+
+    The batch norm behind a convolution is the next module in the network's order, where it has as many channels.
+    """
+    modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    folded = {}
+    for (name, module), (_, norm) in pairwise(modules):
+        is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+        if f"{name}.weight" in names and isinstance(module, nn.Conv2d) and is_norm and norm.num_features == module.out_channels:
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            if norm.weight is not None:
+                scale = scale * norm.weight.detach()
+            folded[f"{name}.weight"] = weights[f"{name}.weight"] * scale.view(-1, 1, 1, 1)
+    return folded
+
+
+class RegularizationPolicy(Hook):
+    """Adds a regularizer's term to the loss; what its threshold finds too small is zeroed after every step."""
+
+    def __init__(self, name: str, regularizer: Regularizer, window: Window, options: RegularizingOptions, masks: Masks) -> None:
+        self.name, self.regularizer, self.window, self.options, self.masks = name, regularizer, window, options, masks
+
+    def reached(self, epochs: int) -> int:
+        """Return the epoch at which its masks are kept in a run of so many epochs; -1 where they never are."""
+        last = self.window.last_within(epochs)
+        return -1 if last is None or not self.options.keep_mask else last
+
+    def before_backward_pass(self, run: LoopState) -> Tensor:
+        term = self.regularizer.loss(dict(run.model.named_parameters()))
+        run.loss_parts[self.name] = term
+        return run.loss + term
+
+    def on_minibatch_end(self, run: LoopState) -> None:
+        parameters = dict(run.model.named_parameters())
+        masks = self.regularizer.masks({name: parameter.detach() for name, parameter in parameters.items()})
+        if not masks:
+            return
+        if self.options.keep_mask and run.epoch == self.window.last and run.step == run.steps_per_epoch - 1:
+            self.masks.set_(run, agreed(Decision(masks)).masks)
+        else:
+            with torch.no_grad():
+                for name, mask in masks.items():
+                    parameters[name].mul_(mask)
+
+
+class LearningRatePolicy(Hook):
+    """Sets the rate of the next epoch at the end of each of its epochs: a closed form of the absolute epoch.
+
+    Args:
+        rates: rate of each parameter group by epoch; or a ``Plateau``, which watches the validation.
+    """
+
+    def __init__(self, name: str, rates: list[list[float]] | Plateau, window: Window) -> None:
+        self.name, self.rates, self.window = name, rates, window
+
+    def reached(self, epochs: int) -> int:
+        """It has no sparsity to reach."""
+        return -1
+
+    def on_epoch_end(self, run: LoopState) -> None:
+        if isinstance(self.rates, Plateau):
+            if run.evaluation is None:
+                raise UserError("ReduceLROnPlateau needs the validation's figures: pass them to on_epoch_end")
+            metric = run.evaluation.loss if self.rates.mode == "min" else run.evaluation.top1
+            rates = self.rates.step(metric)
+        else:
+            rates = self.rates[min(run.epoch + 1, len(self.rates) - 1)]
+        for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.rates.state_dict() if isinstance(self.rates, Plateau) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if isinstance(self.rates, Plateau):
+            self.rates.load_state_dict(state)

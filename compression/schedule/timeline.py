@@ -1,0 +1,88 @@
+"""What a schedule will do, epoch by epoch, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compression.learning_rates import Plateau
+from compression.pruners.pruner import Moment
+from compression.schedule.reading import Rates, Schedule
+
+
+def timeline(schedule: Schedule, epochs: int, lr0: float, fallback: Sequence[float] | None = None) -> str:
+    """Return a table: per epoch what is active, the target sparsity of each pruner, and the learning rate.
+
+    Neighbouring epochs in which the same is active, with the same targets, are one row; of their rates the first and
+    the last are shown.
+
+    Args:
+        schedule: a checked schedule.
+        epochs: of the run.
+        lr0: the initial learning rate.
+        fallback: rates by epoch where no policy sets them.
+    """
+    rates = rates_by_epoch(schedule, epochs, lr0, fallback)
+    rows: list[tuple[int, int, str]] = []
+    for epoch in range(epochs):
+        text = ", ".join(_active(schedule, epoch)) or "-"
+        if rows and rows[-1][2] == text:
+            rows[-1] = (rows[-1][0], epoch, text)
+        else:
+            rows.append((epoch, epoch, text))
+    lines = [f"{'epochs':>11}  {'learning rate':>22}  active (target sparsity)"]
+    for first, last, text in rows:
+        span = f"{first}" if first == last else f"{first} to {last}"
+        known = [rate for rate in (rates[first], rates[last]) if rate is not None]
+        rate = " to ".join(dict.fromkeys(f"{value:.4g}" for value in known)) or "by validation"
+        lines.append(f"{span:>11}  {rate:>22}  {text}")
+    return "\n".join(lines)
+
+
+def _active(schedule: Schedule, epoch: int) -> list[str]:
+    found = []
+    for entry in schedule.entries:
+        if not entry.window.applies(epoch):
+            continue
+        target = None
+        if entry.kind == "pruner":
+            window = entry.window
+            target = entry.instance.target(Moment(epoch, window.first, window.last, window.end, window.frequency))
+        found.append(entry.name if target is None else f"{entry.name} ({target:.1%})")
+    return found
+
+
+def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequence[float] | None = None) -> list[float | None]:
+    """Return the learning rate in each epoch; None where it follows the validation."""
+    entries = schedule.of("lr_scheduler")
+    if not entries:
+        return list(fallback[:epochs]) if fallback else [lr0] * epochs
+    rates: list[float | None] = [lr0]
+    forms = {entry.name: entry.instance.of([lr0], epochs) for entry in entries if isinstance(entry.instance, Rates)}
+    for epoch in range(epochs - 1):
+        rate = rates[-1]
+        for entry in entries:
+            if entry.window.applies(epoch):
+                form = forms[entry.name]
+                rate = None if isinstance(form, Plateau) else form[epoch + 1][0]
+        rates.append(rate)
+    return rates
+
+
+def warnings(schedule: Schedule, epochs: int) -> list[str]:
+    """Return a line for each thing that a run of so many epochs would cut short, or that counts otherwise than it seems."""
+    lines = []
+    pruners = schedule.of("pruner")
+    for entry in schedule.entries:
+        first, last = entry.window.first, entry.window.last
+        if first >= epochs:
+            lines.append(f"warning: {entry.name} begins in epoch {first}; the run ends in epoch {epochs - 1}")
+        elif entry in pruners and last >= epochs:
+            lines.append(f"warning: {entry.name} reaches its target in epoch {last}; the run ends in epoch {epochs - 1}")
+    for cut in schedule.of("extension"):
+        early = [entry for entry in pruners if entry.window.first < cut.window.first <= entry.window.last]
+        lines += [
+            f"warning: {cut.name} removes in epoch {cut.window.first}, but {entry.name} prunes until {entry.window.last}: "
+            "from then on its sparsity counts from what is left"
+            for entry in early
+        ]
+    return lines
