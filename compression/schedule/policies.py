@@ -21,6 +21,7 @@ from compression.regularizers.regularizer import Regularizer
 from compression.schedule.evidence import Evidence
 from compression.schedule.masks import Masks
 from compression.schedule.windows import Window
+from models.quantized import weights_by_name
 from utils import distributed
 from utils.errors import UserError
 from utils.hooks import Hook, LoopState
@@ -73,7 +74,7 @@ class PruningPolicy(Hook):
     def __init__(self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, evidence: Evidence) -> None:
         self.name, self.pruner, self.window, self.options = name, pruner, window, options
         self.masks, self.evidence = masks, evidence
-        pruner.check({key: parameter.detach() for key, parameter in evidence.model.named_parameters()})
+        pruner.check({key: parameter.detach() for key, parameter in weights_by_name(evidence.model).items()})
         if options.levels is not None and not hasattr(pruner, "levels"):
             raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
 
@@ -113,7 +114,7 @@ class PruningPolicy(Hook):
     def _ask(self, run: LoopState) -> None:
         if self.options.levels is not None:
             self.pruner.levels = self.options.levels  # type: ignore[attr-defined]
-        weights = {name: self.masks.full(name, parameter) for name, parameter in run.model.named_parameters()}
+        weights = {name: self.masks.full(name, parameter) for name, parameter in weights_by_name(run.model).items()}
         if self.options.fold_batchnorm:
             weights |= fold_batchnorm(run.model, weights, self.pruner.parameters())
         generator = torch.Generator().manual_seed(mix_seed(run.seed, zlib.crc32(self.name.encode()), run.epoch, run.step))
@@ -129,11 +130,11 @@ class PruningPolicy(Hook):
         )
         with torch.no_grad():
             decision = agreed(self.pruner.decide(task))
-            parameters = dict(run.model.named_parameters())
+            parameters = weights_by_name(run.model)
             for name, values in decision.weights.items():
                 parameters[name].copy_(values)
             if run.ema and decision.weights:
-                averages = dict(run.ema.model.named_parameters())
+                averages = weights_by_name(run.ema.model)
                 for name, values in decision.weights.items():
                     averages[name].copy_(values)
         scaled = [name for name, mask in decision.masks.items() if not bool(((mask == 0) | (mask == 1)).all())]
@@ -187,12 +188,12 @@ class RegularizationPolicy(Hook):
         return -1 if last is None or not self.options.keep_mask else last
 
     def before_backward_pass(self, run: LoopState) -> Tensor:
-        term = self.regularizer.loss(dict(run.model.named_parameters()))
+        term = self.regularizer.loss(weights_by_name(run.model))
         run.loss_parts[self.name] = term
         return run.loss + term
 
     def on_minibatch_end(self, run: LoopState) -> None:
-        parameters = dict(run.model.named_parameters())
+        parameters = weights_by_name(run.model)
         masks = self.regularizer.masks({name: parameter.detach() for name, parameter in parameters.items()})
         if not masks:
             return

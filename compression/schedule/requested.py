@@ -9,6 +9,7 @@ from compression.distillation import check
 from compression.schedule.reading import Entry, Schedule, read_schedule, with_entry
 from compression.schedule.teaching import KnowledgeDistillation
 from compression.schedule.windows import FOREVER, Window
+from models.quantized import weights_by_name
 
 
 def requested_schedule(arguments: TrainArguments, model: nn.Module) -> Schedule | None:
@@ -20,7 +21,7 @@ def requested_schedule(arguments: TrainArguments, model: nn.Module) -> Schedule 
     check(arguments)
     schedule = None
     if arguments.compress:
-        schedule = read_schedule(arguments.compress, {name: parameter.ndim for name, parameter in model.named_parameters()})
+        schedule = read_schedule(arguments.compress, {name: parameter.ndim for name, parameter in weights_by_name(model).items()})
     if arguments.kd_teacher or arguments.kd_resume:
         start = arguments.kd_start_epoch
         window = Window(range(start, FOREVER), FOREVER)
