@@ -14,7 +14,7 @@ from compression.calibration import Calibration
 from compression.channels import trace
 from compression.criteria import score
 from compression.graph import ChannelGraph
-from models.quantized import plain_copy, weights_by_name
+from models.quantized import is_quantized, plain_copy, weights_by_name
 from utils.errors import UserError
 from utils.modes import eval_mode
 
@@ -75,8 +75,9 @@ class Evidence:
 
         Equal scores are told apart by a billionth of the scale, in the criterion's own order.
         """
-        with eval_mode(self.model):
-            scored = score(criterion, self.model, self.graph, self.examples, self.seed).groups
+        model = plain_copy(self.model) if is_quantized(self.model) else self.model  # the graph is that of the plain layers
+        with eval_mode(model):
+            scored = score(criterion, model, self.graph, self.examples, self.seed).groups
         found: dict[str, Tensor] = {}
         for group in self.graph.prunable:
             if group.name in scored:
