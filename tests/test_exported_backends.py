@@ -170,7 +170,7 @@ def test_half_of_a_file_is_damaged(tmp_path):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is a folder with 0 .xml files"):
+    with pytest.raises(UserError, match=r"is a folder with 0 \.xml files"):
         open_backend(str(tmp_path), CPU)
 
 

@@ -116,15 +116,10 @@ def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> A
     names = ("images", "probabilities" if getattr(network, "baked", False) else "logits")
     try:
         with quiet():
+            # Exported here and not by torch.onnx, which falls back to a draft that is right for the example's size alone.
+            traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                opset_version=opset,
-                input_names=names[:1],
-                output_names=names[1:],
-                dynamic_shapes=shapes,
-                verbose=False,
+                traced, dynamo=True, opset_version=opset, input_names=names[:1], output_names=names[1:], verbose=False
             )
     except Exception as error:  # the exporter wraps whatever happens in errors of its own
         reason = one_line(error.__cause__ or error)
