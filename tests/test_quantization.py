@@ -244,6 +244,14 @@ def test_a_saved_state_holds_fresh_images_and_loads_into_a_network_prepared_alik
     assert torch.equal(net.eval()(x), other.eval()(x))
 
 
+def test_gradients_have_the_strides_of_their_weight():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3)).to(memory_format=torch.channels_last)
+    assert net[0].weight.stride() == (9, 1, 3, 1)  # and a contiguous one would have (9, 9, 3, 1)
+    prepare_(net, {"0": {"kind": "layer", "method": "dorefa", "bits_weights": 4}})
+    net(torch.randn(2, 1, 5, 5).to(memory_format=torch.channels_last)).sum().backward()
+    assert net[0].float_weight.grad.stride() == net[0].float_weight.stride() == (9, 1, 3, 1)
+
+
 def test_a_copy_stands_for_itself():
     net = linear_net()
     prepare_(net, {"0": {"kind": "layer", "method": "wrpn", "bits_weights": 3}})

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.quantized.numbers import Grid, dorefa_image, fake_quantize, grid_of, range_of, wrpn_image
+from models.quantized.numbers import Grid, dorefa_image, fake_quantize, grid_of, laid_out, range_of, wrpn_image
 from models.quantized.settings import LayerSettings
 
 KEYS = {"weight": "bits_weights", "bias": "bits_bias"}
@@ -84,6 +84,7 @@ class QuantizedLayer(nn.Module):
         bits = getattr(self.settings, KEYS[key])
         if values is None or not bits:
             return values
+        values = laid_out(values)
         if self.settings.method == "dorefa":
             return dorefa_image(values, bits)
         if self.settings.method == "wrpn":

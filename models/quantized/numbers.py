@@ -105,6 +105,30 @@ def fake_quantize(values: Tensor, grid: Grid) -> Tensor:
     return dequantize(quantize(values, grid), grid)
 
 
+class _LaidOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.strides = values.stride()
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        told = zip(gradient.shape, gradient.stride(), ctx.strides, strict=True)
+        same = all(size == 1 or ours == theirs for size, ours, theirs in told)
+        return gradient.as_strided(gradient.shape, ctx.strides) if same else gradient
+
+
+def laid_out(values: Tensor) -> Tensor:
+    """Return a weight whose gradient will have its strides.
+
+    Where a dimension has size 1, as a grey image's stem has, strides are ambiguous: what is computed of a weight may
+    come back with others, which DDP remarks on.
+    """
+    result: Tensor = _LaidOut.apply(values) if _taped(values) else values
+    return result
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
