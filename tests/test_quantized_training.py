@@ -18,6 +18,7 @@ from models.quantized.numbers import dorefa_image
 from utils.checkpoint import save_checkpoint
 from utils.ema import EMA
 from utils.errors import UserError
+from utils.precision import zero_idle_gradients_
 from utils.spec import ModelSpec
 
 SPEC = ModelSpec("resnet20", 4, imgsz=8)
@@ -294,6 +295,17 @@ def test_a_network_that_is_quantized_already_is_refused():
     WRPNQuantizer(bits_weights=4).prepare_model(model)
     with pytest.raises(UserError, match="few_bits: the network that the run began with is quantized already"):
         Training(only(DOREFA), model=model).epoch(0)
+
+
+def test_kernel_positions_that_only_meet_padding_have_no_gradient():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1))
+    WRPNQuantizer(bits_weights=8).prepare_model(model)
+    assert zero_idle_gradients_(model, torch.ones(1, 1, 1, 1)) == ["0"]
+    model[0].image = lambda key: model[0].float_weight * 2 if key == "weight" else model[0].bias
+    weight = model[0].used("weight")
+    weight.sum().backward()  # as if garbage stood at all nine positions: only that of the centre is used on a map of 1 px
+    assert model[0].float_weight.grad.flatten().tolist() == [0, 0, 0, 0, 2, 0, 0, 0, 0]
+    assert not deepcopy(model)[0].weight.requires_grad
 
 
 def test_gradients_under_mixed_precision_reach_the_float_weights():

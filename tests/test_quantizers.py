@@ -153,6 +153,11 @@ def test_options_read_from_a_file():
     assert read("PostTrainLinearQuantizer", mode=given).mode == Modes("asym_u", "sym")
 
 
+def test_a_single_layer_is_no_network_whose_layers_could_be_replaced():
+    with pytest.raises(UserError, match="would quantize nothing"):
+        WRPNQuantizer(bits_weights=4).prepare_model(nn.Linear(2, 2))
+
+
 def test_one_bit_is_for_dorefa_only():
     with pytest.raises(UserError, match="1 bit"):
         WRPNQuantizer(bits_weights=1).prepare_model(net())

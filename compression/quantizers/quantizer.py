@@ -84,7 +84,7 @@ class Quantizer:
         for name, module in named:
             if name in chosen and chosen[naming.setdefault(id(module), name)] != chosen[name]:
                 raise UserError(f"overrides: '{naming[id(module)]}' and '{name}' are one module, so they can't have different bits")
-        replaced = [(name, module) for name, module in model.named_modules() if type(module) in self.replace_factory]
+        replaced = [(name, module) for name, module in model.named_modules() if name and type(module) in self.replace_factory]
         return {name: chosen.get(naming.get(id(module), name), default) for name, module in replaced}
 
     def check(self, model: nn.Module) -> None:

@@ -6,6 +6,7 @@ does not change. Their float weight is the Parameter ``float_weight``; the buffe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,10 +34,11 @@ class QuantizedLayer(nn.Module):
     input_high: Tensor
     input_seen: Tensor
     _norm: tuple[nn.Module, ...]
+    _hooks_of_image: tuple[Callable[[Tensor], Tensor], ...]
 
     def prepare_(self, settings: LayerSettings) -> None:
         """Take up settings: make float copies, their images, and the range of the input."""
-        self.settings, self._norm = settings, ()
+        self.settings, self._norm, self._hooks_of_image = settings, (), ()
         for key, bits in KEYS.items():
             if settings.float_copy and getattr(settings, bits) and self._parameters.get(key) is not None:
                 image = self._parameters[key].detach().clone()  # type: ignore[union-attr]
@@ -114,7 +116,14 @@ class QuantizedLayer(nn.Module):
     def used(self, key: str) -> Tensor | None:
         """Return what the forward pass computes with."""
         value: Tensor | None = self.image(key) if f"float_{key}" in self._parameters else getattr(self, key)
+        if key == "weight" and value is not None and value.requires_grad:
+            for hook in self._hooks_of_image:
+                value.register_hook(hook)
         return value
+
+    def hook_image(self, hook: Callable[[Tensor], Tensor]) -> None:
+        """Have the gradient of what the forward pass takes for the weight changed, before it reaches the float weight."""
+        self._hooks_of_image = (hook,)
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return the input on its grid; in training, after its range has been brought up to date."""
