@@ -294,7 +294,7 @@ def test_a_network_that_is_quantized_already_is_refused():
     model = build(SPEC)
     WRPNQuantizer(bits_weights=4).prepare_model(model)
     with pytest.raises(UserError, match="few_bits: the network that the run began with is quantized already"):
-        Training(only(DOREFA), model=model).epoch(0)
+        Training(only(DOREFA, first=2), model=model).loop.on_epoch_begin(0)
 
 
 def test_kernel_positions_that_only_meet_padding_have_no_gradient():
@@ -320,3 +320,12 @@ def test_gradients_under_mixed_precision_reach_the_float_weights():
         assert parameter.grad is not None
         assert bool(parameter.grad.isfinite().all())
     assert all(bool(layer.float_weight.grad.any()) for layer in layers(model).values())
+
+
+def test_a_quantized_network_is_not_cut(script, tmp_path):
+    model = build(SPEC)
+    WRPNQuantizer(bits_weights=4).prepare_model(model)
+    spec = SPEC.with_(quantization=recipe_of(model))
+    save_checkpoint(tmp_path / "few.pt", {"spec": spec.to_dict(), "plan": None, "state_dict": model.state_dict()})
+    result = script("prune.py", "--weights", tmp_path / "few.pt", "--data", "digits", "--macs", 0.5)
+    assert (result.code, "few.pt is quantized, so its channels can't be cut" in result.err) == (2, True)

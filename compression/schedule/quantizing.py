@@ -35,11 +35,18 @@ class QuantizationPolicy(Hook):
         """Return the epoch from which on the network is quantized; -1 where it never is in a run of so many epochs."""
         return self.window.first if self.window.first < epochs else -1
 
+    def check_start(self, run: LoopState) -> None:
+        """Check that the network is not one that was quantized before this run.
+
+        Raises:
+            UserError: it is.
+        """
+        if not self.prepared and is_quantized(run.model):
+            raise UserError(f"{self.name}: the network that the run began with is quantized already; begin with one that is not")
+
     def on_minibatch_begin(self, run: LoopState) -> None:
         if self.prepared:
             return
-        if is_quantized(run.model):
-            raise UserError(f"{self.name}: the network that the run began with is quantized already; begin with one that is not")
         self.quantizer.prepare_model(run.model, run.inputs, run.optimizer)
         distributed.broadcast_([tensor for pair in input_tensors(run.model).values() for tensor in pair])
         if run.ema:

@@ -114,6 +114,8 @@ class CompressionScheduler(Hook):
                 self.ended.add(place)
                 if isinstance(policy, PruningPolicy):
                     policy.on_window_end(run)
+        for policy in self._quantizing():
+            policy.check_start(run)
         for policy in self.active(run):
             policy.on_epoch_begin(run)
         if run.step == 0:
@@ -139,17 +141,17 @@ class CompressionScheduler(Hook):
         for policy in self.active(run):
             policy.on_minibatch_end(run)
         self.masks.after_step_(run)
-        self._refresh_images(run)
+        for policy in self._quantizing():
+            policy.refresh_(run)
 
     def on_epoch_end(self, run: LoopState) -> None:
         for policy in self.active(run):
             policy.on_epoch_end(run)
-        self._refresh_images(run)
+        for policy in self._quantizing():
+            policy.refresh_(run)
 
-    def _refresh_images(self, run: LoopState) -> None:
-        for policy in self.policies:
-            if isinstance(policy, QuantizationPolicy):
-                policy.refresh_(run)
+    def _quantizing(self) -> list[QuantizationPolicy]:
+        return [policy for policy in self.policies if isinstance(policy, QuantizationPolicy)]
 
     def _mask_followers(self, run: LoopState) -> None:
         """Mask the biases and norms of filters that are masked whole, where the schedule will remove them."""
