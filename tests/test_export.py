@@ -317,6 +317,33 @@ def test_the_script_reports_and_says_why_int8_is_not_the_one_to_use(script, tmp_
     assert (tmp_path / "runs/export/exp/opt.yaml").is_file()
 
 
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.q, self.k = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.norm(self.patch(x).flatten(2).transpose(1, 2))
+        return self.head(((self.q(x) @ self.k(x).transpose(1, 2)).softmax(2) @ x).mean(1))
+
+
+def test_int8_of_a_transformer_quantizes_its_layers_and_not_its_attention(tmp_path, photos):
+    torch.manual_seed(0)
+    spec = ModelSpec("attending", 2, 16)
+    model = randomised(Attending()).eval()
+    calibration = sample(load_data(str(photos)).split("train"), spec, 8, 8, 0)
+    source = Source(model, Metadata(spec, batch_size=None), 18, calibration)
+    path = tmp_path / "a.onnx"
+    FORMATS["onnx"].write(source, "int8", path)
+    assert FORMATS["onnx"].audit(source, path) == Audit(("patch", "q", "k", "head"), ())
+    nodes = {node.output[0]: node for node in onnx.load(str(path)).graph.node}
+    products = [n for n in nodes.values() if n.op_type == "MatMul" and not all(nodes[i].op_type == "DequantizeLinear" for i in n.input)]
+    assert len(products) == 2
+    reference = TorchBackend(Loaded(model, spec), CPU).logits(calibration.images)
+    assert difference_of(reference, open_backend(str(path), CPU).logits(calibration.images), False) < 0.1
+
+
 class Counting(nn.Module):
     """Looks at the number of images, so that it can't be left open."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -24,6 +25,7 @@ from utils.spec import ModelSpec
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # ONNX's operators that multiply by weights
 WRAPPED = "network."  # before the names of the classifier's own tensors in a graph
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules around it, then the operation
 CALIBRATION_BATCH = 32
 
 
@@ -129,8 +131,8 @@ def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> A
     written = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if written != opset:
         raise UserError(f"this network can't be written in opset {opset}; it needs {written}: give --opset {written}")
-    clean_(model)
     name_layers_(model)
+    clean_(model)
     return model
 
 
@@ -157,7 +159,8 @@ def name_layers_(model: Any) -> None:
         weight = next((name for name in node.input if name in weights), None) if node.op_type in LAYERS else None
         if weight is None:
             continue
-        name = weight.removeprefix(WRAPPED).removesuffix(".weight") if weight.endswith(".weight") else node.name.removeprefix("node_")
+        name = weight.removesuffix(".weight") if weight.endswith(".weight") else _scope(node) or node.name.removeprefix("node_")
+        name = name.removeprefix(WRAPPED)
         name = f"{name}.{i}" if name in taken else name
         taken.add(name)
         node.name = name
@@ -171,6 +174,16 @@ def name_layers_(model: Any) -> None:
     rest = [value for value in model.graph.value_info if value.name not in renamed]
     del model.graph.value_info[:]
     model.graph.value_info.extend(rest)
+
+
+def _scope(node: Any) -> str:
+    """Return the module that a node comes from, as the exporter notes it: weights that it has transposed have no name."""
+    noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+    try:
+        scopes = ast.literal_eval(noted)
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
 def layers_of(model: Any) -> list[str]:
