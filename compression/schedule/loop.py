@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compression.calibration import Calibration
+from compression.narrowing import spec_of
 from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.scheduler import CompressionScheduler, report_on_main
 from models.widths import group_counts, resize_
@@ -139,7 +140,7 @@ class ScheduledLoop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state, before the model's and the optimizer's own: a thinned network gets its widths here."""
         structure, model, optimizer = state["structure"], self.state.model, self.state.optimizer
-        old = dict(model.named_parameters())
+        old, counts = dict(model.named_parameters()), group_counts(model)
         shapes = {name: torch.empty(shape, device="meta") for name, shape in structure["shapes"].items()}
         resize_(model, shapes, structure["groups"])
         if self.state.ema:
@@ -147,8 +148,10 @@ class ScheduledLoop:
         new = dict(model.named_parameters())
         renewed = {parameter: new[name] for name, parameter in old.items()}
         for group in optimizer.param_groups:
-            group["params"] = [renewed[parameter] for parameter in group["params"]]
+            group["params"] = [renewed.get(parameter, parameter) for parameter in group["params"]]
         self.state.plan = structure["plan"]
+        if self.state.spec:
+            self.state.spec = spec_of(self.state.spec, counts, model)
         self.scheduler.load_state_dict(state["scheduler"])
         if any(old[name] is not new[name] for name in old):
             self.state.restructured()
