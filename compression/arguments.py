@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from compression.distillation import DistillationArguments
 from utils.arguments import flag
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class AnalysisArguments:
     sense_range: tuple[float, ...] = flag((0.0, 0.95, 0.05), "sparsities of --sense: start stop step", many=True)
     thinnify: bool = flag(False, "remove the filters of --weights that are zero, physically; writes weights/thinned.pt")
     evaluate: bool = flag(False, "only measure --weights on the validation images")
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether a network is only looked at, so that --resume-from means its weights and no run that goes on."""
+        return bool(self.summary or self.sense or self.thinnify or self.evaluate)
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,19 @@ class TrainArguments(AnalysisArguments, DistillationArguments, ScheduleArguments
     save_period: int = flag(0, "also keep a checkpoint every so many epochs; 0 = none")
     resume: str = flag("", "go on with a run: its folder or weights/last.pt; without a value the newest", "--resume-from", const="newest")
     verbose: bool = flag(False, "print the network")
+
+    def check_counts(self, processes: int) -> None:
+        """Check the numbers that count something.
+
+        Raises:
+            UserError: one is too small, or a batch can't be shared by the processes.
+        """
+        limits = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 0, "save_period": 0, "seed": 0, "print_freq": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.batch_size % processes:
+            raise UserError(f"batch-size {self.batch_size} must be a multiple of the {processes} processes")
 
 
 @dataclass(frozen=True)
