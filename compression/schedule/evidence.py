@@ -121,7 +121,8 @@ def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> d
         alive: which elements of each tensor are not zero.
         role: "producer": all weights that make the unit are zero; "reader": all that read it are.
     """
-    members = {group.name: group.producers if role == "producer" else group.readers for group in graph.prunable}
+    gathers = {route.buffer for route in graph.routes}  # what they hold are places, and no weights
+    members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
     lives = {name: torch.full((graph.group(name).size,), not found, dtype=torch.bool) for name, found in members.items()}
     for group in graph.prunable:
         for member in members[group.name]:
