@@ -401,7 +401,7 @@ def test_resnet20_option_b_multiply_adds_by_hand():
     window = {"starting_epoch": 0, "ending_epoch": 6, "frequency": 4}  # acts in 0 and 4: 4 does not divide 6
     content = {
         "pruners": {"inside": {**agp, "weights": ["layer[12].?.conv1.weight"]}},
-        "extensions": {"thin": {"class": "FilterRemover", "thinning_func_str": "remove_filters", "arch": "resnet20_cifar", "dataset": "cifar10"}},
+        "extensions": {"thin": {"class": "FilterRemover", "thinning_func_str": "remove_filters", "arch": "resnet20"}},
         "policies": [{"pruner": {"instance_name": "inside"}, **window}, {"extension": {"instance_name": "thin"}, "epochs": [5]}],
     }  # fmt: skip
     loop = loop_of(content, model, size=32, spec=spec)
@@ -438,7 +438,8 @@ def test_gradual_sparsity_is_exact_at_the_last_epoch_that_acts(end, frequency, l
 
 
 def test_a_regularizers_kept_threshold_is_thinned():
-    # the threshold zeroes the filters of a mean magnitude of at most 0.02, which the rate keeps small; what it keeps at the window's end is removed after it
+    # the threshold zeroes the filters of a mean magnitude of at most 0.02 (the rate keeps them so small);
+    # what it keeps at the window's end is removed after it
     model = seeded(Chain())
     with torch.no_grad():
         model.conv1.weight[[1, 2]] *= 0.01
