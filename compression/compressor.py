@@ -182,7 +182,7 @@ class ClassifierCompressor:
 
     def train_one_epoch(self) -> Evaluation:
         """Train one epoch with all hooks and validate; writes no file. For loops of one's own around it."""
-        if not self.history.rows:
+        if not self.history.started:
             for hook in self.hooks:
                 hook.on_run_begin(self.run)
         train_epoch(self.run, self.hooks)

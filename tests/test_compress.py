@@ -304,8 +304,8 @@ def test_what_is_wrong_in_a_schedule_is_one_line_with_its_place(script, schedule
 
 
 def test_a_schedule_that_distils_and_a_teacher_by_flags_exclude_each_other(script, weights, schedule):
-    distils = f"  - distiller: {{instance_name: dense}}\n    starting_epoch: 0\ndistillers:\n  dense: {{class: KnowledgeDistillation, resume: {weights}}}\n"
-    schedule.write_text(FILTERS + distils)
+    policy = "  - distiller: {instance_name: dense}\n    starting_epoch: 0\n"
+    schedule.write_text(f"{FILTERS}{policy}distillers:\n  dense: {{class: KnowledgeDistillation, resume: {weights}}}\n")
     flags = ("--weights", weights, "--compress", schedule, "--epochs", 1)
     done = script("train.py", *QUICK, *flags, "--kd-resume", weights)
     assert done.code == 2
