@@ -55,11 +55,12 @@ policies:
   - lr_scheduler: {instance_name: lr}
     starting_epoch: 0
 """
+HALF = {"class": "L1RankedStructureParameterPruner", "group_type": "Filters", "desired_sparsity": 0.5, "weights": "conv1.weight"}
 CUT = {  # filters go in epoch 0, before its first batch
-    "pruners": {"filters": {"class": "L1RankedStructureParameterPruner", "group_type": "Filters", "desired_sparsity": 0.5, "weights": "conv1.weight"}},
+    "pruners": {"filters": HALF},
     "extensions": {"thin": {"class": "FilterRemover"}},
     "policies": [{"pruner": {"instance_name": "filters"}, "epochs": [0]}, {"extension": {"instance_name": "thin"}, "epochs": [0]}],
-}  # fmt: skip
+}
 
 
 class Net(nn.Module):
@@ -205,8 +206,8 @@ def test_a_mapping_stands_for_a_file(folder):
     train(loop, range(2), batches())
     assert model.conv1.out_channels == 4
     with pytest.raises(UserError, match=r"^pruners.filters.desired_sparsity: is 1.5; it must be at least 0 and below 1"):
-        loop_of({**CUT, "pruners": {"filters": {**CUT["pruners"]["filters"], "desired_sparsity": 1.5}}}, net(), sgd(model))
-    with pytest.raises(UserError, match="no schedule file .*absent.yaml"):
+        loop_of({**CUT, "pruners": {"filters": {**HALF, "desired_sparsity": 1.5}}}, net(), sgd(model))
+    with pytest.raises(UserError, match=r"no schedule file .*absent\.yaml"):
         loop_of(folder / "absent.yaml", model, sgd(model))
 
 
@@ -298,7 +299,7 @@ def test_a_network_of_ours_in_channels_last_and_bf16():
     model = models.build(spec).to(memory_format=torch.channels_last)
     inputs = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(2)).contiguous(memory_format=torch.channels_last)
     loader = [(inputs, torch.arange(8) % 3)] * 2
-    filters = {**CUT["pruners"]["filters"], "weights": "layer?.?.conv1.weight"}
+    filters = {**HALF, "weights": "layer?.?.conv1.weight"}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
     loop = loop_of({**CUT, "pruners": {"filters": filters}}, model, optimizer, loader=loader, spec=spec)
 
