@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from compression.learning_rates import Plateau
+from compression.pruners.pruner import Decision
 from compression.schedule.loop import ScheduledLoop
 from compression.schedule.policies import PruningOptions, fold_batchnorm
 from utils.ema import EMA
@@ -203,6 +204,21 @@ def test_dropped_filters_scale_the_others_up_for_one_batch():
     refused = loop_of(pruning({"drop": drop}, from_to(0, 1)), model)
     with pytest.raises(UserError, match="use_double_copies: true"):
         refused.on_epoch_begin(0)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_weights_that_a_pruner_refits_are_taken_up_before_its_masks(double):
+    model = linear(1.0, 2.0)
+    loop = loop_of(pruning(THRESHOLD, {"epochs": [0]}, use_double_copies=double), model, ema=EMA(model, 0.5, 1e-9))
+    refitted = Decision({"weight": torch.tensor([[1.0, 0.0]])}, {"weight": torch.tensor([[7.0, 9.0]])})
+    loop.scheduler.policies[0].pruner.decide = lambda task: refitted
+    loop.on_epoch_begin(0)
+    assert weights(loop) == [7, 0]
+    assert loop.scheduler.masks.full("weight", model.weight)[0].tolist() == ([7, 9] if double else [7, 0])
+    push(loop, 0)
+    assert loop.state.ema.model.weight[0].tolist() == [7, 0]
+    loop.on_epoch_begin(1)
+    assert weights(loop) == ([7, 9] if double else [7, 0])
 
 
 def asked_at(loop, epochs, steps):
