@@ -238,7 +238,7 @@ class ClassifierCompressor:
         try:
             if fresh and distributed.is_main():
                 write_yaml(directory.path / "opt.yaml", to_record(self.arguments))
-                if self.arguments.compress:
+                if Path(self.arguments.compress).is_file():  # which a pipe is not
                     shutil.copyfile(self.arguments.compress, directory.path / SCHEDULE)
                 if self.best_state:  # of epochs that train_one_epoch has trained
                     save_checkpoint(directory.best, self.best_state)

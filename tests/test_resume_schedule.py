@@ -21,6 +21,7 @@ from compression.arguments import TrainArguments
 from compression.compressor import ClassifierCompressor
 from utils.arguments import parse
 from utils.errors import Interrupted
+from utils.hooks import Hook
 from utils.precision import cpu_has_bf16
 
 # Prunes weights and filters, thins in epoch 1, regularizes, distils, sets the learning rate.
@@ -79,7 +80,20 @@ SMALL = ("--data", "digits", "--imgsz", 16, "--batch-size", 128, "--workers", 0,
 FLAGS = (*SMALL, "--accumulate", 2, "--epochs", 4, "--print-freq", 1, "--lr0", 0.002)
 
 
-def work(rank: int, world: int, port: int, folder: Path, name: str, argv: list[str]) -> None:
+class Pause(Hook):
+    """Waits after a batch (epoch and step counted from 1) until the process is killed or asked to stop."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.place = epoch, step
+
+    def on_minibatch_end(self, run):
+        if (run.epoch + 1, run.step + 1) == self.place:
+            print("waits")
+            while not run.interrupted:
+                time.sleep(0.005)
+
+
+def work(rank: int, world: int, port: int, folder: Path, name: str, argv: list[str], pause: tuple[int, int] | None) -> None:
     """Be one of a launch's processes: train, and write this rank's state to NAME.RANK.pt, what it prints to NAME.RANK.log."""
     os.chdir(folder)
     if world > 1:
@@ -90,6 +104,8 @@ def work(rank: int, world: int, port: int, folder: Path, name: str, argv: list[s
         arguments, given = parse(TrainArguments, "", argv)
         compressor = ClassifierCompressor(arguments, given=given)
         print(compressor.summary())
+        if pause and rank == 0:  # the others wait for it
+            compressor.hooks.append(Pause(*pause))
         try:
             compressor.run_training_loop()
         except Interrupted:
@@ -105,11 +121,11 @@ class Launch:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["compression.compressor", "torch.utils.tensorboard", "thop", "pandas"])
 
-    def __init__(self, folder: Path, name: str, *argv: object, world: int = 2) -> None:
+    def __init__(self, folder: Path, name: str, *argv: object, world: int = 2, pause: tuple[int, int] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        arguments = [(rank, world, port, folder, name, list(map(str, argv))) for rank in range(world)]
+        arguments = [(rank, world, port, folder, name, list(map(str, argv)), pause) for rank in range(world)]
         self.processes = [self.context.Process(target=work, args=values) for values in arguments]
         self.log = folder / f"{name}.0.log"
 
@@ -129,10 +145,10 @@ class Launch:
             assert process.exitcode == code, self.log.read_text()
         return self.log.read_text()
 
-    def stop_at(self, line: str, number: int) -> str:
-        """Send a signal to all processes once the log holds a line."""
+    def stop(self, number: int) -> str:
+        """Send a signal to all processes where the run waits."""
         deadline = time.monotonic() + 60
-        while not (self.log.exists() and line in self.log.read_text()):
+        while not (self.log.exists() and "waits\n" in self.log.read_text()):
             assert all(process.is_alive() for process in self.processes), self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.005)
@@ -212,23 +228,22 @@ def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
 
 
 STOPS = {
-    "before the cut": ("epoch 2 step 3/", signal.SIGKILL),  # goes on from the end of epoch 1, and cuts again
-    "after the cut": ("epoch 3 step 2/", signal.SIGKILL),
-    "asked to": ("epoch 3 step 1/", signal.SIGINT),
+    "before the cut": ((2, 3), signal.SIGKILL),  # goes on from the end of epoch 1, and cuts again
+    "after the cut": ((3, 2), signal.SIGKILL),
+    "asked to": ((3, 1), signal.SIGINT),  # saved after step 2, which ends the accumulation
 }
 
 
 @pytest.mark.parametrize("when", STOPS)
 def test_two_processes_with_every_policy_go_on_to_the_same_bits(whole, when):
-    line, number = STOPS[when]
+    pause, number = STOPS[when]
     name = when.replace(" ", "_")
-    with Launch(whole, name, *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", name) as launch:
-        log = launch.stop_at(line, number)
-        assert "epoch 3 step 4/" not in log
+    with Launch(whole, name, *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", name, pause=pause) as launch:
+        launch.stop(number)
     with Launch(whole, f"{name}_resumed", "--resume-from", f"runs/train/{name}") as launch:
         log = launch.finish()
-    assert ("epoch 2 step 1/" in log) == (when == "before the cut")
-    assert ("epoch 3 step 1/" in log) == (when != "asked to")  # that one was saved in mid-epoch
+    begin = {"before the cut": "epoch 2 step 1/4", "after the cut": "epoch 3 step 1/4", "asked to": "epoch 3 step 3/4"}[when]
+    assert next(line for line in log.splitlines() if " step " in line and ": loss" in line).startswith(begin)
     assert_same(last(whole, "whole"), last(whole, name))
     for rank in range(2):
         expected, found = (torch.load(whole / f"{run}.{rank}.pt", weights_only=True) for run in ("whole", f"{name}_resumed"))
@@ -238,8 +253,9 @@ def test_two_processes_with_every_policy_go_on_to_the_same_bits(whole, when):
 def test_hidden_weights_survive_a_kill(folder):
     flags = (*FLAGS, "--weights", "teacher.pt", "--compress", "surgery.yaml")
     for name in ("surgery", "killed"):
-        with Launch(folder, name, *flags, "--name", name, world=1) as launch:
-            _ = launch.finish() if name == "surgery" else launch.stop_at("epoch 2 step 3/", signal.SIGKILL)
+        pause = (2, 3) if name == "killed" else None
+        with Launch(folder, name, *flags, "--name", name, world=1, pause=pause) as launch:
+            _ = launch.stop(signal.SIGKILL) if pause else launch.finish()
     saved = torch.load(folder / "runs/train/killed/weights/last.pt", weights_only=True)["training"]["hooks"]["CompressionScheduler"]
     hidden, masks = saved["masks"]["hidden"], saved["masks"]["values"]
     assert any(bool(hidden[name][~mask].any()) for name, mask in masks.items())  # behind the masks there is something to lose
