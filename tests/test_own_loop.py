@@ -117,12 +117,12 @@ def run(model, optimizer, folder, epochs=6, loader=None):
     return names["loop"]
 
 
-def train(loop, epochs, loader, network=None):
-    """The same loop, for some of the epochs."""
+def train(loop, epochs, loader, network=None, start=0, stop=None):
+    """The same loop, for some of the epochs; from a batch of the first one, or up to one of each."""
     model, optimizer = network or loop.state.model, loop.state.optimizer
     for epoch in epochs:
-        loop.on_epoch_begin(epoch)
-        for step, (inputs, targets) in enumerate(loader):
+        loop.on_epoch_begin(epoch, start)
+        for step, (inputs, targets) in list(enumerate(loader))[start:stop]:
             loop.on_minibatch_begin(step, inputs, targets)
             outputs = model(inputs)
             loss = loop.before_backward_pass(outputs, nn.functional.cross_entropy(outputs, targets))
@@ -133,6 +133,9 @@ def train(loop, epochs, loader, network=None):
             if loop.state.ema:
                 loop.state.ema.update_(loop.state.model)
             loop.on_minibatch_end()
+        if stop is not None:
+            return
+        start = 0
         loop.on_epoch_end()
 
 
@@ -198,6 +201,23 @@ def test_a_stopped_loop_goes_on_to_the_bits_of_one_that_was_not_stopped(folder, 
         assert all(torch.equal(masks[kind][name], tensor) for name, tensor in expected[kind].items())
     slots = zip(second_loop.state.optimizer.state.values(), whole_loop.state.optimizer.state.values(), strict=True)
     assert all(torch.equal(ours[key], theirs[key]) for ours, theirs in slots for key in theirs)
+
+
+def test_a_loop_that_was_stopped_within_an_epoch_goes_on_there(folder):
+    # epoch 1 cuts before its first batch, epoch 0 asks the pruners there: neither happens again
+    path, loader = folder / "schedule.yaml", batches()
+    whole = net()
+    train(loop_of(path, whole, sgd(whole)), range(3), loader)
+    for epoch in (0, 1):
+        first, second = net(), net()
+        first_loop, second_loop = (loop_of(path, model, sgd(model)) for model in (first, second))
+        train(first_loop, range(epoch), loader)
+        train(first_loop, [epoch], loader, stop=2)
+        second_loop.load_state_dict(first_loop.state_dict())
+        second.load_state_dict(first.state_dict())
+        second_loop.state.optimizer.load_state_dict(first_loop.state.optimizer.state_dict())
+        train(second_loop, range(epoch, 3), loader, start=2)
+        assert all(torch.equal(second.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
 
 
 def test_a_mapping_stands_for_a_file(folder):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -7,10 +9,12 @@ from torch import nn
 import models
 from compression.schedule.loop import ScheduledLoop
 from compression.schedule.policies import agreed
+from compression.schedule.reading import parse_schedule
+from compression.schedule.scheduler import CompressionScheduler
 from tests.conftest import Process
 from utils.ema import EMA
 from utils.errors import UserError
-from utils.hooks import Hook
+from utils.hooks import Hook, LoopState
 from utils.spec import ModelSpec
 
 
@@ -160,6 +164,21 @@ def test_a_policy_that_can_not_be_made_says_which():
     with pytest.raises(UserError) as caught:
         loop_of(content, linear(1.0))
     assert str(caught.value) == "dense: to load a teacher, the student's specification must be known; pass it as spec"
+
+
+def test_a_network_that_was_cut_is_checked_when_a_policy_acts():
+    # a resumed run builds the network as it is now; what a policy that is over has done to it must not be refused
+    odd = {"class": "L1RankedStructureParameterPruner", "group_type": "Rows", "desired_sparsity": 0.5, "weights": "weight", "group_size": 2}
+    content = {"pruners": {"odd": odd}, "policies": [act("pruner", "odd", 0, 2)]}
+    with pytest.raises(UserError, match="3 structures"):
+        loop_of(content, linear(1.0, 2.0, 3.0))
+    for epoch, refused in ((0, True), (2, False)):
+        model = linear(1.0, 2.0, 3.0)
+        run = LoopState(model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=4, steps_per_epoch=1, plan={"kept": {}})
+        scheduler = CompressionScheduler(parse_schedule(content, {"weight": 2}), run, lambda: None)
+        run.epoch = epoch
+        with pytest.raises(UserError, match="3 structures") if refused else nullcontext():
+            scheduler.on_epoch_begin(run)
 
 
 def test_prune_regularize_distil_and_set_the_rate_together(tmp_path):

@@ -103,9 +103,9 @@ class ScheduledLoop:
         for line in self.scheduler.describe():
             report(f"schedule {line}")
 
-    def on_epoch_begin(self, epoch: int) -> None:
-        """Before an epoch's first batch."""
-        self.state.epoch, self.state.step = epoch, 0
+    def on_epoch_begin(self, epoch: int, step: int = 0) -> None:
+        """Before an epoch's first batch, or before its batch ``step`` where a loop goes on that was stopped within it."""
+        self.state.epoch, self.state.step = epoch, step
         self.scheduler.on_epoch_begin(self.state)
 
     def on_minibatch_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
