@@ -71,18 +71,20 @@ def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequen
 def warnings(schedule: Schedule, epochs: int) -> list[str]:
     """Return a line for each thing that a run of so many epochs would cut short, or that counts otherwise than it seems."""
     lines = []
-    pruners = schedule.of("pruner")
+    late = {"pruner": "reaches its target in", "extension": "removes for the last time in"}
     for entry in schedule.entries:
         first, last = entry.window.first, entry.window.last
         if first >= epochs:
             lines.append(f"warning: {entry.name} begins in epoch {first}; the run ends in epoch {epochs - 1}")
-        elif entry in pruners and last >= epochs:
-            lines.append(f"warning: {entry.name} reaches its target in epoch {last}; the run ends in epoch {epochs - 1}")
+        elif last >= epochs and entry.kind in late:
+            lines.append(f"warning: {entry.name} {late[entry.kind]} epoch {last}; the run ends in epoch {epochs - 1}")
+        elif last >= epochs and getattr(entry.options, "keep_mask", False):
+            lines.append(f"warning: {entry.name} keeps its masks from epoch {last} on; the run ends in epoch {epochs - 1}")
     for cut in schedule.of("extension"):
-        early = [entry for entry in pruners if entry.window.first < cut.window.first <= entry.window.last]
         lines += [
             f"warning: {cut.name} removes in epoch {cut.window.first}, but {entry.name} prunes until {entry.window.last}: "
             "from then on its sparsity counts from what is left"
-            for entry in early
+            for entry in schedule.of("pruner")
+            if entry.window.first <= cut.window.first < entry.window.last
         ]
     return lines
