@@ -119,7 +119,9 @@ class Launch:
     """A training run on some processes, in a folder; ``with`` waits for its end, and leaves none behind."""
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["compression.compressor", "torch.utils.tensorboard", "thop", "pandas"])
+    context.set_forkserver_preload(
+        ["compression.compressor", "torch.utils.tensorboard", "torch._dynamo", "thop", "pandas", "matplotlib.backends.backend_agg"]
+    )
 
     def __init__(self, folder: Path, name: str, *argv: object, world: int = 2, pause: tuple[int, int] | None = None) -> None:
         with socket.socket() as probe:
