@@ -14,6 +14,7 @@ import yaml
 
 import models
 from compression.schedule.loop import ScheduledLoop
+from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.timeline import timeline
 from models.widths import resize_
 from tests.mutants import invent, mutate, mutate_text, sooner
@@ -55,7 +56,10 @@ def networks():
 
 def carry_out(schedule, model, steps):
     """Read a schedule, show its timeline, and run it for so many epochs of a batch."""
-    model = copy.deepcopy(model)
+    if steps:  # without, the network is not changed; copies take the most time here
+        names = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        _ = parse_schedule(schedule, names) if isinstance(schedule, dict) else read_schedule(schedule, names)
+        model = copy.deepcopy(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     device = next(model.parameters()).device
     inputs, labels = torch.ones(2, 3, 16, 16, device=device), torch.tensor([0, 1], device=device)
