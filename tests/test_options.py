@@ -193,6 +193,7 @@ def bomb(levels, width=10):
         ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 60)), "62 levels deep"),
         ("a: " + "[" * 5000, "not valid YAML"),
         ("a: !!bool perhaps", "not valid YAML"),
+        ("a: [1\nb:\n-\ufeff 1", "not valid YAML"),
         ("a: !!timestamp x", "not valid YAML"),
         ("a: !!int ''", "not valid YAML"),
         ("a: !!map x", "not valid YAML"),
@@ -205,7 +206,7 @@ def bomb(levels, width=10):
 )
 def test_a_file_that_would_explode_or_never_end_is_refused_in_one_line_and_at_once(tmp_path, text, message):
     path = tmp_path / "x.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     start = time.process_time()
     with pytest.raises(UserError, match=message) as refusal:
         read_yaml(path, "schedule")

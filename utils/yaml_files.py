@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.checkpoint import write_text
 from utils.errors import UserError
+from utils.options import one_line
 
 if TYPE_CHECKING:
     from yaml import MappingNode, Node
@@ -66,7 +67,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except UserError:
         raise
     except (yaml.YAMLError, *_MISFITS) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is not valid YAML: {one_line(str(error))[:200]}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping, not {'nothing' if content is None else type(content).__name__}")
     return content
