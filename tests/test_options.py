@@ -193,7 +193,7 @@ def bomb(levels, width=10):
         ("a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 60)), "62 levels deep"),
         ("a: " + "[" * 5000, "not valid YAML"),
         ("a: !!bool perhaps", "not valid YAML"),
-        ("a: [1\nb:\n-\ufeff 1", "not valid YAML"),
+        ("a:\n  b:\n  -\ufeff 1\n  - x", r"-\\ufeff 1"),
         ("a: !!timestamp x", "not valid YAML"),
         ("a: !!int ''", "not valid YAML"),
         ("a: !!map x", "not valid YAML"),
