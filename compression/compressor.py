@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -161,6 +162,8 @@ class ClassifierCompressor:
 
     def _restructured(self) -> None:
         """Follow a cut that a schedule has made: parameters are new, and the network is smaller."""
+        self.run.network = self.run.model  # lets go of the old wrapper, whose hooks would reduce gradients a second time
+        gc.collect()
         self._wrap(self.run)
         self.profile = profile(deepcopy(self.run.model).cpu().eval(), self.run.spec)
 

@@ -137,6 +137,8 @@ class Masks:
         for tensors in (self.values, self.hidden):
             for name in list(tensors):
                 tensors[name] = cut.of(name, tensors[name]).clone()
+        for name in [name for name, mask in self.values.items() if name not in self.double and bool(mask.all())]:
+            del self.values[name]  # all that it hid is gone
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a restart needs; masks of zeros and ones as booleans."""

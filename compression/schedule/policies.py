@@ -40,7 +40,8 @@ class PruningOptions:
             it changes nothing here: what is validated and saved is always masked.
         mask_gradients: under a double mask, let only the kept weights train.
         use_double_copies: keep the values behind the masks.
-        discard_masks_at_minibatch_end: a mask lasts for one batch.
+        discard_masks_at_minibatch_end: a mask lasts for one batch, and what it hid comes back. (Distiller lost it, unless
+            use_double_copies was set too.)
         skip_first_minibatch: ask first after one batch, not before the window's first epoch.
         fold_batchnorm: show the pruner the weights with batch norm folded in: w * gamma / sqrt(var + eps).
     """
@@ -58,6 +59,11 @@ class PruningOptions:
     def __post_init__(self) -> None:
         if self.mask_gradients and not self.mask_on_forward_only:
             raise UserError("mask_gradients needs mask_on_forward_only: gradients of masks that hold are masked anyway")
+
+    @property
+    def double(self) -> bool:
+        """Whether the values behind the masks are kept."""
+        return self.use_double_copies or self.discard_masks_at_minibatch_end
 
 
 @dataclass(frozen=True)
@@ -138,10 +144,10 @@ class PruningPolicy(Hook):
         with torch.no_grad():
             decision = agreed(self.pruner.decide(task))
         scaled = [name for name, mask in decision.masks.items() if not bool(((mask == 0) | (mask == 1)).all())]
-        if scaled and not self.options.use_double_copies:
+        if scaled and not self.options.double:
             raise UserError(f"{type(self.pruner).__name__} makes up for what it drops, which needs use_double_copies: true")
         self.masks.rewrite_(run, decision.weights)
-        self.masks.set_(run, decision.masks, self.options.use_double_copies, self.options.mask_gradients)
+        self.masks.set_(run, decision.masks, self.options.double, self.options.mask_gradients)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pruner.state_dict()
@@ -189,7 +195,7 @@ class RegularizationPolicy(Hook):
     def reached(self, epochs: int) -> int:
         """Return the epoch at which its masks are kept in a run of so many epochs; -1 where they never are."""
         last = self.window.last_within(epochs)
-        return -1 if last is None or not self.options.keep_mask else last
+        return -1 if last is None or not (self.options.keep_mask and self.regularizer.thresholds) else last
 
     def before_backward_pass(self, run: LoopState) -> Tensor:
         term = self.regularizer.loss(dict(run.model.named_parameters()))
