@@ -121,11 +121,33 @@ def test_thinning_in_the_epoch_of_the_last_pruning_comes_after_it_before_that_to
         ]
 
 
-def test_masks_that_would_be_kept_after_the_run_are_warned_of():
+def test_masks_are_kept_where_the_run_ends_so_nothing_is_warned_of():
     content = {
         "regularizers": {"l1": {"class": "L1Regularizer", "reg_regims": {"*": 0.1}, "threshold_criteria": "Max"}},
         "policies": [{"regularizer": {"instance_name": "l1", "args": {"keep_mask": True}}, **window(0, 5)}],
     }
     found = parse_schedule(content, NAMES)
     assert warnings(found, 5) == []
-    assert warnings(found, 4) == ["warning: l1 keeps its masks from epoch 4 on; the run ends in epoch 3"]
+    assert warnings(found, 4) == []
+
+
+def test_rates_of_epoch_0_are_the_schedulers_own_and_levels_those_of_the_policy():
+    content = {
+        "pruners": {"level": {"class": "SparsityLevelParameterPruner", "levels": {"*": 0.1}}},
+        "lr_schedulers": {"linear": {"class": "LinearLR", "start_factor": 0.5, "total_iters": 2}},
+        "policies": [
+            {"pruner": {"instance_name": "level", "args": {"levels": {"*": 0.3}}}, **window(0, 1)},
+            {"lr_scheduler": {"instance_name": "linear"}, **window(0, 3)},
+        ],
+    }
+    found = parse_schedule(content, NAMES)
+    # factors 0.5, 0.75, 1 of the initial rate
+    assert rates_by_epoch(found, 3, 0.1) == pytest.approx([0.05, 0.075, 0.1])
+    assert "level (30.0%)" in timeline(found, 3, 0.1)
+
+
+def test_masks_of_one_batch_have_no_target_to_miss():
+    pruner = {"class": "RandomRankedFilterPruner", "desired_sparsity": 0.5, "group_type": "Filters", "weights": [next(iter(NAMES))]}
+    args = {"discard_masks_at_minibatch_end": True}
+    content = {"pruners": {"drop": pruner}, "policies": [{"pruner": {"instance_name": "drop", "args": args}, **window(0, 9)}]}
+    assert warnings(parse_schedule(content, NAMES), 3) == []
