@@ -181,7 +181,7 @@ def test_everything_is_sliced_to_the_kept_channels_and_training_goes_on(name):
         assert torch.equal(loop.state.ema.model.get_parameter(key), part(key, old_average[key]))
     assert torch.equal(loop.state.ema.model.norm1.running_var, old_average["norm1.running_var"][kept])
     assert {key: mask.tolist() for key, mask in loop.scheduler.masks.values.items()} == {
-        key: part(key, mask).tolist() for key, mask in old_masks.items()
+        key: part(key, mask).tolist() for key, mask in old_masks.items() if not part(key, mask).all()
     }
     zeros = model.conv2.weight == 0
     assert zeros.any()
