@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 from compression.arguments import TrainArguments
@@ -43,8 +44,10 @@ def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor
         raise unknown("summary", arguments.summary, SUMMARIES)
     if arguments.dry_run and not arguments.compress:
         raise UserError("--dry-run shows a schedule; give --compress FILE")
-    if arguments.thinnify and not arguments.weights:
-        raise UserError("--thinnify removes the filters of --weights that are zero; give --weights FILE")
+    trained = arguments.weights or arguments.resume or arguments.pretrained
+    for name in ("thinnify", "sense", "evaluate"):
+        if getattr(arguments, name) and not trained:
+            raise UserError(f"--{name} looks at a trained network; give --weights FILE or --resume-from RUN")
     return asked[given[0]] if given else None
 
 
@@ -63,17 +66,37 @@ def show_summary(compressor: ClassifierCompressor) -> str:
 
 
 def analyse_sensitivity(compressor: ClassifierCompressor) -> str:
-    """Prune every layer alone at several sparsities, measure on the validation images; write table, plot and a schedule."""
+    """Prune every layer alone at several sparsities, measure on the validation images; write table, plot and a schedule.
+
+    Where no schedule comes of it, since nothing tolerates any pruning, table and plot still stand.
+    """
     a = compressor.arguments
     sparsities = parse_range(a.sense_range)
     model = compressor.run.averaged
     graph = None if a.sense == "element" else Evidence(model, compressor.feed.calibration).graph
     table = analyse(model, graph, a.sense, sparsities, compressor.validate, progress=_progress)
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
-    write_results(table, directory.path)
-    path = directory.path / "schedule.yaml"
-    write_schedule(table, a.sense, graph, TOLERANCE, path)
-    return f"table, plot and schedule: {directory.path}\nnext: python train.py --weights {a.weights} --data {a.data} --compress {path}"
+    with _new_directory(a) as directory:
+        if not distributed.is_main():
+            return ""
+        write_results(table, directory.path)
+        path = directory.path / "schedule.yaml"
+        try:
+            write_schedule(table, a.sense, graph, TOLERANCE, path)
+        except UserError as error:
+            return f"table and plot: {directory.path}\n{error}"
+    source = f"--weights {a.weights}" if a.weights else f"--model {a.model} --pretrained"
+    return f"table, plot and schedule: {directory.path}\nnext: python train.py {source} --data {a.data} --compress {path}"
+
+
+@contextmanager
+def _new_directory(arguments: TrainArguments) -> Iterator[RunDirectory]:
+    """Make a run's folder, which goes again if writing into it fails."""
+    directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
+    try:
+        yield directory
+    except BaseException:
+        directory.discard()
+        raise
 
 
 def _progress(name: str, done: int, of: int) -> None:
@@ -89,10 +112,11 @@ def thin(compressor: ClassifierCompressor) -> str:
     if not thinned.groups:
         return str(thinned)
     a, after = compressor.arguments, compressor.profile
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
     compressor.run.evaluation = compressor.validate()
-    path = directory.weights / "thinned.pt"
-    save_checkpoint(path, inference_state(compressor.run, a, after))
+    with _new_directory(a) as directory:
+        path = directory.weights / "thinned.pt"
+        if distributed.is_main():
+            save_checkpoint(path, inference_state(compressor.run, a, after))
     return "\n".join(
         [
             str(thinned),

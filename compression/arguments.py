@@ -6,37 +6,14 @@ from dataclasses import dataclass
 
 from compression.distillation import DistillationArguments
 from utils.arguments import flag
+from utils.errors import UserError
+
+DRY_RUN = "print what would be done and end: a schedule's epochs (train.py --compress), groups and widths (prune.py)"
 
 
 @dataclass(frozen=True)
-class ScheduleArguments:
-    """Flags of compression schedules and of what they report, under Distiller's names."""
-
-    compress: str = flag("", "compression schedule (YAML): what to prune, regularize, distil, and when", "--schedule")
-    dry_run: bool = flag(False, "with --compress: print what the schedule does in each epoch, train nothing")
-    reset_optimizer: bool = flag(False, "with --resume-from: take the weights only, and begin anew at epoch 0")
-    effective_train_size: float = flag(1.0, "share of the training images that an epoch sees, other ones in each epoch")
-    print_freq: int = flag(0, "print the loss and its parts every so many batches; 0 = never", "-p")
-    masks_sparsity: bool = flag(False, "print the masks' sparsity after every epoch")
-    param_hist: bool = flag(False, "histograms of the parameters to TensorBoard, every epoch")
-    act_stats: str = flag("", "statistics of the activations on train, val or test, to CSV, YAML and TensorBoard, every epoch")
-    confusion: bool = flag(False, "print the confusion matrix at the end")
-
-
-@dataclass(frozen=True)
-class AnalysisArguments:
-    """Flags that look at a network, or thin it, and train nothing."""
-
-    summary: str = flag("", "print a summary of the network and end: sparsity, compute, model or modules")
-    sense: str = flag("", "sensitivity analysis on the validation images: element, filter or channel")
-    sense_range: tuple[float, ...] = flag((0.0, 0.95, 0.05), "sparsities of --sense: start stop step", many=True)
-    thinnify: bool = flag(False, "remove the filters of --weights that are zero, physically; writes weights/thinned.pt")
-    evaluate: bool = flag(False, "only measure --weights on the validation images")
-
-
-@dataclass(frozen=True)
-class TrainArguments(AnalysisArguments, DistillationArguments, ScheduleArguments):
-    """Flags of train.py: YOLOv5's and Distiller's, under their names and defaults, and ours."""
+class RunArguments:
+    """Flags of a training run: YOLOv5's, under their names and defaults, and ours."""
 
     # what and from what
     model: str = flag(
@@ -103,6 +80,55 @@ class TrainArguments(AnalysisArguments, DistillationArguments, ScheduleArguments
 
 
 @dataclass(frozen=True)
+class ScheduleArguments:
+    """Flags of compression schedules and of what they report, under Distiller's names."""
+
+    compress: str = flag("", "compression schedule (YAML): what to prune, regularize, distil, and when", "--schedule")
+    dry_run: bool = flag(False, DRY_RUN)
+    reset_optimizer: bool = flag(False, "with --resume-from: take the weights only, and begin anew at epoch 0")
+    effective_train_size: float = flag(1.0, "share of the training images that an epoch sees, other ones in each epoch")
+    print_freq: int = flag(0, "print the loss and its parts every so many batches; 0 = never", "-p")
+    masks_sparsity: bool = flag(False, "print the masks' sparsity after every epoch")
+    param_hist: bool = flag(False, "histograms of the parameters to TensorBoard, every epoch")
+    act_stats: str = flag("", "statistics of the activations on train, val or test, to CSV, YAML and TensorBoard, every epoch")
+    confusion: bool = flag(False, "print the confusion matrix at the end")
+
+
+@dataclass(frozen=True)
+class AnalysisArguments:
+    """Flags that look at a network, or thin it, and train nothing."""
+
+    summary: str = flag("", "print a summary of the network and end: sparsity, compute, model or modules")
+    sense: str = flag("", "sensitivity analysis on the validation images: element, filter or channel")
+    sense_range: tuple[float, ...] = flag((0.0, 0.95, 0.05), "sparsities of --sense: start stop step", many=True)
+    thinnify: bool = flag(False, "remove the filters of --weights that are zero, physically; writes weights/thinned.pt")
+    evaluate: bool = flag(False, "only measure --weights on the validation images")
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether a network is only looked at, so that --resume-from means its weights and no run that goes on."""
+        return bool(self.summary or self.sense or self.thinnify or self.evaluate)
+
+
+@dataclass(frozen=True)
+class TrainArguments(AnalysisArguments, DistillationArguments, ScheduleArguments, RunArguments):
+    """Flags of train.py."""
+
+    def check_counts(self, processes: int) -> None:
+        """Check the numbers that count something.
+
+        Raises:
+            UserError: one is too small, or a batch can't be shared by the processes.
+        """
+        limits = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 0, "save_period": 0, "seed": 0, "print_freq": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if self.batch_size % processes:
+            raise UserError(f"batch-size {self.batch_size} must be a multiple of the {processes} processes")
+
+
+@dataclass(frozen=True)
 class PruneArguments:
     """Flags of prune.py."""
 
@@ -129,7 +155,7 @@ class PruneArguments:
     recalibrate_bn: bool = flag(False, "measure batch norm's statistics anew on the images, after the cut")
     controls: bool = flag(False, "also cut by L1, at random, and at random widths of the same cost, and print each accuracy")
     # the run
-    dry_run: bool = flag(False, "print the numbered channel groups and the plan's widths, cut nothing")
+    dry_run: bool = flag(False, DRY_RUN)
     json: str = flag("", "with --dry-run: also write what results.json would hold to this file")
     seed: int = flag(0, "same seed, same cut")
     device: str = flag("", "cpu, cuda, a CUDA device's number, mps; the first CUDA device or the CPU where not given")

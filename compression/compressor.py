@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -13,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.arguments import TrainArguments
-from compression.feeding import Feed
+from compression.feeding import Feed, Loaders
 from compression.preparation import freeze_, prepare
 from compression.reporting import EpochReports, reports_of
 from compression.resuming import inference_state, open_run, restore_, training_state
-from compression.schedule.requested import requested_schedule
+from compression.schedule.requested import requested_schedule, with_absolute_paths
 from compression.schedule.scheduler import CompressionScheduler
 from utils import distributed
 from utils.arguments import to_record
@@ -39,6 +41,8 @@ from utils.signals import calling_on_signals
 from utils.spec import ModelSpec
 from utils.transforms import Mixing
 from utils.yaml_files import write_yaml
+
+SCHEDULE = "schedule.yaml"  # the schedule's copy in the run's folder: what a run that goes on reads
 
 
 class ClassifierCompressor:
@@ -64,27 +68,33 @@ class ClassifierCompressor:
         if script_directory is not None:
             arguments = replace(arguments, project=str(Path(script_directory) / arguments.project))
         arguments, self.directory, checkpoint = open_run(arguments, given or set())
-        _check_counts(arguments)
+        arguments.check_counts(distributed.world_size())
         if arguments.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         torch.manual_seed(arguments.seed)
         prepared = prepare(arguments, checkpoint)
-        self.arguments, self.data, self.notes = prepared.arguments, prepared.data, prepared.notes
+        self.arguments, self.data, self.notes = with_absolute_paths(prepared.arguments), prepared.data, prepared.notes
         self.precision = Precision.choose(self.device, arguments.amp)
         self.profile = profile(prepared.model, prepared.spec)
         self.model: nn.Module = prepared.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if distributed.world_size() > 1 and arguments.sync_bn:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.feed = Feed(self.arguments, self.data, prepared.spec, prepared.augmentation, self.device)
-        schedule = requested_schedule(self.arguments, self.model)
-        fresh = bool(prepared.plan) or not (arguments.weights or arguments.pretrained)
+        schedule = requested_schedule(self.arguments, self.model, self.directory.path / SCHEDULE if self.directory else None)
+        # A network that is new or was cut needs it; one that goes on, if it began with it: a schedule may have cut it since.
+        warms_up = bool(prepared.plan) or not (arguments.weights or arguments.pretrained)
+        if checkpoint:
+            warms_up = NormWarmup.__name__ in checkpoint["training"]["hooks"]
         self.training_hooks: list[Hook] = [
-            *([NormWarmup(self.model)] if fresh else []),
+            *([NormWarmup(self.model)] if warms_up else []),
             FrozenNorms(freeze_(self.model, arguments.freeze)),
         ]
-        self.run = self._make_run(prepared.spec, prepared.plan, scheduled=bool(schedule and schedule.of("lr_scheduler")))
+        scheduled = bool(schedule and schedule.of("lr_scheduler"))
+        if scheduled and (self.arguments.cos_lr or self.arguments.warmup_epochs):
+            self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs change nothing")
+        self.run = self._make_run(prepared.spec, prepared.plan, scheduled)
         self.scheduler = CompressionScheduler(schedule, self.run, self.feed.calibration) if schedule else None
         if self.scheduler:
             self.training_hooks.append(self.scheduler)
@@ -96,9 +106,9 @@ class ClassifierCompressor:
             self.first_batch,
             *self.reports,
             self.history,
-            EarlyStopping(arguments.patience, self.history),
+            EarlyStopping(self.arguments.patience, self.history),
             Progress(self.history),
-            StepLog(arguments.print_freq),
+            StepLog(self.arguments.print_freq),
             *self.training_hooks,  # behind the history, which writes this epoch's learning rate before the next one is set
         ]
         if checkpoint:
@@ -152,6 +162,8 @@ class ClassifierCompressor:
 
     def _restructured(self) -> None:
         """Follow a cut that a schedule has made: parameters are new, and the network is smaller."""
+        self.run.network = self.run.model  # lets go of the old wrapper, whose hooks would reduce gradients a second time
+        gc.collect()
         self._wrap(self.run)
         self.profile = profile(deepcopy(self.run.model).cpu().eval(), self.run.spec)
 
@@ -167,8 +179,15 @@ class ClassifierCompressor:
         """
         return self._measure(network or self.run.averaged, "test")
 
+    def load_datasets(self) -> Loaders:
+        """Return the loaders of the training, validation and test images, as the run uses them."""
+        return self.feed.loaders()
+
     def train_one_epoch(self) -> Evaluation:
-        """Train one epoch with all hooks and validate; writes no checkpoint. For loops of one's own around it."""
+        """Train one epoch with all hooks and validate; writes no file. For loops of one's own around it."""
+        if not self.history.started:
+            for hook in self.hooks:
+                hook.on_run_begin(self.run)
         train_epoch(self.run, self.hooks)
         assert self.run.evaluation is not None
         return self.run.evaluation
@@ -222,6 +241,10 @@ class ClassifierCompressor:
         try:
             if fresh and distributed.is_main():
                 write_yaml(directory.path / "opt.yaml", to_record(self.arguments))
+                if Path(self.arguments.compress).is_file():  # which a pipe is not
+                    shutil.copyfile(self.arguments.compress, directory.path / SCHEDULE)
+                if self.best_state:  # of epochs that train_one_epoch has trained
+                    save_checkpoint(directory.best, self.best_state)
                 self._save_last(self.run)
             with calling_on_signals(self._stop):
                 fit(self.run, self.hooks, self._save_last)
@@ -265,19 +288,9 @@ class ClassifierCompressor:
     def _keep_best(self, run: Run) -> None:
         if not distributed.is_main():
             return
-        assert self.directory is not None
         state = inference_state(self.run, self.arguments, self.profile)
         state["metrics"]["epoch"] = run.epoch + 1
-        if self.arguments.nosave:
+        if self.arguments.nosave or self.directory is None:
             self.best_state = state
         else:
             save_checkpoint(self.directory.best, state)
-
-
-def _check_counts(arguments: TrainArguments) -> None:
-    limits = (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("patience", 0), ("save_period", 0), ("seed", 0))
-    for name, least in limits:
-        if getattr(arguments, name) < least:
-            raise UserError(f"{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {least}")
-    if arguments.batch_size % distributed.world_size():
-        raise UserError(f"batch-size {arguments.batch_size} must be a multiple of the {distributed.world_size()} processes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,6 +20,14 @@ from utils.splits import ArrayImages, ImageData
 from utils.transforms import Augmentation, TrainTransform
 
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32  # what a schedule measures the network on
+
+
+class Loaders(NamedTuple):
+    """What yields a run's batches, this rank's share of them; ``test`` is None where the data has no such split."""
+
+    train: DataLoader[Any]
+    val: DataLoader[Any]
+    test: DataLoader[Any] | None
 
 
 class Feed:
@@ -49,10 +57,16 @@ class Feed:
         self.order = TrainOrder(
             len(train), arguments.batch_size // self.world, arguments.seed, self.rank, self.world, arguments.effective_train_size
         )
+        if self.order.images < 2 * self.world and arguments.effective_train_size < 1:
+            raise UserError(f"effective-train-size {arguments.effective_train_size:g} leaves {self.order.images} of {len(train)} images")
         if arguments.balance == "sampler":
             self.order.weights = sampling_probabilities(train.labels, spec.num_classes)
         self.train_loader = make_loader(self.train_set, self.order, self.workers, device)
         self.val_set, self.val_loader = self.evaluation("val")
+
+    def loaders(self) -> Loaders:
+        """Return the loaders of the splits."""
+        return Loaders(self.train_loader, self.val_loader, self.evaluation("test")[1] if "test" in self.data.splits else None)
 
     def evaluation(self, split: str) -> tuple[SplitDataset, DataLoader[Any]]:
         """Return a split as it is measured, this rank's share of it.

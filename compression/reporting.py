@@ -84,7 +84,7 @@ class ActivationReport(EpochReports):
     def on_epoch_end(self, run: Run) -> None:
         if not distributed.is_main() or not self.history.folder:
             return
-        table = measure_activations(run.averaged, ((x.to(run.device), y) for x, y in self.feed.examples(self.phase).batches()))
+        table = measure_activations(run.averaged, self.feed.examples(self.phase).batches())
         table.write(self.history.folder)
         table.log(self.history.writer, run.epoch + 1)
 
@@ -96,10 +96,10 @@ def reports_of(arguments: TrainArguments, history: History, scheduler: Compressi
         UserError: an argument asks for what is not there.
     """
     reports: list[EpochReports] = []
-    if scheduler:
+    if scheduler and scheduler.schedule.of("pruner", "regularizer", "extension"):
         reports.append(SparsityReport(history, scheduler, arguments.masks_sparsity))
     elif arguments.masks_sparsity:
-        raise UserError("--masks-sparsity shows a schedule's masks; give --compress FILE")
+        raise UserError("--masks-sparsity shows a schedule's masks; give --compress FILE with a pruner")
     if arguments.param_hist:
         reports.append(ParameterHistograms(history))
     if arguments.act_stats:

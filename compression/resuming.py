@@ -20,7 +20,7 @@ from utils.profile import Profile
 from utils.runs import RunDirectory, find_restarted, find_run
 from utils.splits import ImageData
 
-OVERRIDABLE = {"device", "workers", "verbose", "local_rank"}  # what a resumed run may be told anew
+OVERRIDABLE = {"device", "workers", "verbose", "local_rank"}  # what a resumed run may be told anew; the last is the launcher's
 CALL = {"resume", "project"}  # what says which run goes on
 
 
@@ -28,14 +28,15 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
     """Find the run that goes on, if one does: the one that --resume names, or the one whose workers torchrun restarts.
 
     Returns:
-        The arguments (those of the run's record), the run's folder, its checkpoint; for a new run, the arguments as
-        they are and None twice.
+        The arguments (those of the run's record), the run's folder, its checkpoint; for a new run, its arguments (which
+        with --reset-optimizer take that run's weights) and None twice.
 
     Raises:
         UserError: there is no such run, it has finished, or an argument is given that can't change.
     """
-    if arguments.reset_optimizer:
-        return _from_weights_alone(arguments), None, None
+    anew = arguments.reset_optimizer or (arguments.looks_only and bool(arguments.resume))
+    if anew:
+        arguments = _from_weights_alone(arguments)
     directory = None
     if distributed.is_main():
         directory = find_run(arguments.resume, arguments.project) if arguments.resume else find_restarted(arguments.project, arguments.name)
@@ -43,7 +44,10 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
     if directory is None:
         return arguments, None, None
     if arguments.resume and (extra := sorted(given - OVERRIDABLE - CALL)):
-        raise UserError(f"--{extra[0].replace('_', '-')} can't be changed by --resume; a resumed run keeps its arguments")
+        raise UserError(
+            f"--{extra[0].replace('_', '-')} can't be changed by --resume-from: a run that goes on keeps its arguments, but for "
+            "--device, --verbose and --workers; to begin a new run from its weights add --reset-optimizer"
+        )
     content = read_tensor_file(directory.last)
     if not is_checkpoint(content) or "training" not in content:
         raise UserError(f"{directory.last} can't be resumed: it holds no training state")
@@ -55,9 +59,12 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
 
 
 def _from_weights_alone(arguments: TrainArguments) -> TrainArguments:
-    """Return the arguments of a new run that starts from another one's weights."""
-    if not arguments.resume or arguments.weights:
-        raise UserError("--reset-optimizer goes with --resume-from, and without --weights: it begins anew from that run's weights")
+    """Return the arguments of what starts from a run's weights: a new run at epoch 0, or an analysis."""
+    if not arguments.resume:
+        raise UserError("--reset-optimizer goes with --resume-from RUN: it begins anew from that run's weights")
+    if arguments.weights or arguments.pretrained:
+        other = "weights" if arguments.weights else "pretrained"
+        raise UserError(f"--resume-from and --{other} exclude each other: both say where the weights come from")
     path = Path(arguments.resume)
     weights = path if path.is_file() else find_run(arguments.resume, arguments.project).last
     return replace(arguments, weights=str(weights), resume="", reset_optimizer=False)
@@ -111,6 +118,8 @@ def restore_(run: Run, hooks: Sequence[Hook], data: ImageData, checkpoint: dict[
     run.optimizer.load_state_dict(state["optimizer"])
     run.scaler.load_state_dict(state["scaler"])
     for hook in hooks:
+        if type(hook).__name__ not in state["hooks"]:
+            raise UserError(f"the run's checkpoint holds no state of {type(hook).__name__}; it was written by another version")
         hook.load_state_dict(state["hooks"][type(hook).__name__])
     run.epoch, run.step, run.stop = state["epoch"], state["step"], state["stop"]
     if distributed.is_main():  # the sums of all ranks

@@ -72,6 +72,7 @@ RANKINGS = {
     # each is given scores that other criteria would read the other way round
     "ActivationAPoZRankedFilterPruner": ({"w": filters(1, 2), "scores": {"apoz": {"w": torch.tensor([0.9, 0.1])}}}, [1, 0]),
     "ActivationMeanRankedFilterPruner": ({"w": filters(1, 2), "scores": {"mean_activation": {"w": torch.tensor([7.0, 3.0])}}}, [1, 0]),
+    "BatchNormScaleRankedFilterPruner": ({"w": filters(1, 2), "scores": {"bn_scale": {"w": torch.tensor([0.9, 0.2])}}}, [1, 0]),
     "FeatureMapRankFilterPruner": ({"w": filters(1, 2), "scores": {"rank": {"w": torch.tensor([4.5, 4.0])}}}, [1, 0]),
 }
 
@@ -89,7 +90,7 @@ def test_each_ranking_takes_the_filters_that_it_should(name):
 def test_each_gradual_form_starts_and_ends_exactly(name):
     """10 filters at epochs 0, 4 and 8 of a window that ends at 10: 0, 0.8 - 0.8 / 8 = 0.7, 0.8."""
     scores = torch.arange(10, 0, -1).float()
-    found = {"apoz": {"w": scores}, "mean_activation": {"w": scores}, "rank": {"w": scores}}
+    found = {"apoz": {"w": scores}, "mean_activation": {"w": scores}, "rank": {"w": scores}, "bn_scale": {"w": scores}}
     pruner = make(f"{name}_AGP", **GROWING)
     arguments = {"w": filters(*scores), "scores": found, "gradients": {"w": torch.ones(10, 1, 1, 1)}}
     stay = [kept(pruner, moment=at(epoch), **arguments)["w"] for epoch in (0, 4, 8)]
@@ -370,7 +371,7 @@ def contract_task(dtype):
     weights |= {"fc": torch.randn(5, 6, generator=generator)} | {name: p.detach() for name, p in model.named_parameters()}
     scores = {"w": torch.rand(8, generator=generator), "v": torch.rand(6, generator=generator)}
     weights = {name: weight.to(dtype) for name, weight in weights.items()}
-    found = {"apoz": scores, "mean_activation": scores, "rank": scores}
+    found = {"apoz": scores, "mean_activation": scores, "rank": scores, "bn_scale": scores}
     images = torch.randn(4, 3, 6, 6, generator=generator)
     return task(
         at(4), scores=found, gradients={name: weight + 1 for name, weight in weights.items()}, model=model, images=images, **weights

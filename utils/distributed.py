@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -33,8 +34,10 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Close the process group."""
+    """Close the process group; where no error is on its way, once all processes have come here."""
     if dist.is_initialized():
+        if sys.exc_info()[0] is None:  # who closes while another still talks aborts it
+            dist.barrier()
         dist.destroy_process_group()
 
 

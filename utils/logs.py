@@ -37,7 +37,7 @@ class History(Hook):
         self.best_epoch = 0
         self.seconds = 0.0
         self.writer: Any = None
-        self.started = 0.0
+        self.started = 0.0  # on the process's clock; 0 until the run begins
 
     def on_run_begin(self, run: Run) -> None:
         self.started = time.perf_counter() - self.seconds
@@ -97,12 +97,14 @@ class History(Hook):
                 "loss": self.best.loss,
                 "images": self.best.images,
                 "confusion": self.best.confusion,
+                "unreadable": list(self.best.unreadable),
             }
         return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds, "counting": self.counting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.best_epoch, self.seconds = list(state["rows"]), state["best_epoch"], state["seconds"]
-        self.best = Evaluation(**state["best"]) if state["best"] else None
+        best = state["best"]
+        self.best = Evaluation(**{**best, "unreadable": tuple(best.get("unreadable", ()))}) if best else None
         self.counting = state["counting"]
 
 

@@ -16,6 +16,7 @@ import dataclasses
 import fnmatch
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ from typing import Any, TypeVar
 from utils.errors import UserError, nearest
 
 T = TypeVar("T")
+LONGEST_PATTERN = 200
+LONGEST_MESSAGE = 1_000
+MOST_STEPS = 200_000
 WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names
 
 
@@ -46,7 +50,7 @@ class Place:
 
     def error(self, message: str) -> UserError:
         """Return an error that names this place."""
-        return UserError(f"{self.path}: {message}")
+        return UserError(one_line(f"{self.path}: {message}"))
 
 
 Reader = Callable[[Any, Place], Any]
@@ -191,7 +195,8 @@ def by_parameter(reader: Reader) -> Reader:
             raise place.error("is empty; it must name parameters")
         found: dict[str, Any] = {}
         by_pattern: dict[str, str] = {}
-        exact = {pattern for pattern in entries if isinstance(pattern, str) and plain(pattern) in place.parameters}
+        bare = {plain(name) for name in place.parameters}
+        exact = {pattern for pattern in entries if isinstance(pattern, str) and plain(pattern) in bare}
         for pattern, item in entries.items():
             if pattern == "*":
                 continue
@@ -220,14 +225,15 @@ def match(pattern: Any, place: Place) -> list[str]:
     Raises:
         UserError: nothing matches.
     """
-    if not isinstance(pattern, str):
+    if not isinstance(pattern, str) or len(pattern) > LONGEST_PATTERN:
         raise place.error(f"must be the name or pattern of parameters, not {shown(pattern)}")
     known = list(place.parameters)
     if pattern == "*":
         found = [name for name, dims in place.parameters.items() if dims > 1]
     else:
-        found = [name for name in known if name == pattern] or [name for name in known if name == plain(pattern)]
-        found = found or [name for name in known if fnmatch.fnmatchcase(name, plain(pattern))] or _by_expression(pattern, known, place)
+        bare = plain(pattern)
+        found = [name for name in known if name == pattern] or [name for name in known if plain(name) == bare]
+        found = found or [name for name in known if fnmatch.fnmatchcase(plain(name), bare)] or _by_expression(pattern, known, place)
     if not found:
         raise place.error(f"'{pattern}' matches no parameter.{nearest(plain(pattern), known)} The network has {len(known)}")
     place.matches[place.path] = found
@@ -235,18 +241,48 @@ def match(pattern: Any, place: Place) -> list[str]:
 
 
 def _by_expression(pattern: str, known: list[str], place: Place) -> list[str]:
-    if len(pattern) > 200 or re.search(r"[+*}][^)]*\)[+*{]", pattern):  # nested repeats take exponential time
-        return []
+    if _costly(pattern):
+        raise place.error(f"{shown(pattern)} matches no name, and as a regular expression it may take very long; use fewer repeats")
     try:
-        expression = re.compile(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sets that may mean something else in a later Python
+            expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
         return []
-    return [name for name in known if expression.fullmatch(name) or expression.fullmatch(f"module.{name}")]
+    spellings = ((name, spelling) for name in known for spelling in (plain(name), f"module.{plain(name)}"))
+    return list(dict.fromkeys(name for name, spelling in spellings if expression.fullmatch(spelling)))
+
+
+def _costly(pattern: str) -> bool:
+    """Whether trying a regular expression on a name may take more than about a millisecond.
+
+    A matcher that goes back and tries again takes exponential time where a repeat or a choice stands in a repeat, and about
+    20^n steps for n repeats in a row on names of this length; every choice outside of repeats at most doubles that.
+    """
+    bare = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
+    bare = re.sub(r"\[\^?\]?[^\]]*\]", "a", bare)
+    bare = re.sub(r"\(\?", "(", bare)
+    repeat = r"(?:[*+?]|\{[\d,]*\})"
+    steps = 20.0 ** len(re.findall(f"{repeat}[+?]?", bare))
+    while (inner := re.search(rf"\(([^()]*)\)({repeat}?)", bare)) is not None:
+        choices = inner[1].count("|") + 1
+        varies = choices > 1 or re.search(repeat, inner[1])
+        if varies and inner[2] not in ("", "?"):
+            return True
+        steps *= choices
+        bare = bare[: inner.start()] + ("a*" if varies else "a") + bare[inner.end() :]  # what varies inside varies in what is around
+    return steps > MOST_STEPS
 
 
 def plain(name: str) -> str:
     """Return a parameter's name without what wrappers put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def one_line(message: str) -> str:
+    """Return a message on one line, unprintable characters escaped, not endless."""
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(message.split()))
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
 
 
 def shown(value: Any) -> str:

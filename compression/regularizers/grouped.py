@@ -54,16 +54,13 @@ def regimes(groups: Mapping[str, tuple[Structure, ...]] = GROUPS) -> Reader:
 
 @dataclass
 class GroupRegularizer(Regularizer):
-    """Base of the regularizers of structures.
+    """Base of the regularizers of structures. Under a threshold a weight of a combined group stays when all its structures do.
 
     Attributes:
         reg_regims: [lambda, group] by parameter.
-        threshold_criteria: where one is given, a structure stays when the largest (Max) or the mean (Mean_Abs) of its
-            |w| is above lambda. Of a combined group a weight stays when all its structures do.
     """
 
     reg_regims: Mapping[str, Regime] = option(regimes())
-    threshold_criteria: str | None = option(choice(None, "Max", "Mean_Abs"), None)
 
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.reg_regims)

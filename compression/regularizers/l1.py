@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from compression.regularizers.regularizer import Regularizer
-from utils.options import by_parameter, choice, number, option
+from utils.options import by_parameter, number, option
 
 
 @dataclass
 class L1Regularizer(Regularizer):
     """Drives single weights to zero.
 
+    Of a single weight both threshold criteria are the same: weights of |w| <= lambda go.
+
     Attributes:
         reg_regims: lambda by parameter.
-        threshold_criteria: where one is given, weights of |w| <= lambda go; of a single weight both are the same.
     """
 
     reg_regims: Mapping[str, float] = option(by_parameter(number(least=0)))
-    threshold_criteria: str | None = option(choice(None, "Max", "Mean_Abs"), None)
 
     def parameters(self) -> tuple[str, ...]:
         return tuple(self.reg_regims)

@@ -122,14 +122,15 @@ def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> d
         alive: which elements of each tensor are not zero.
         role: "producer": all weights that make the unit are zero; "reader": all that read it are.
     """
-    lives = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in graph.prunable}
+    gathers = {route.buffer for route in graph.routes}  # what they hold are places, and no weights
+    members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
+    lives = {name: torch.full((graph.group(name).size,), not found, dtype=torch.bool) for name, found in members.items()}
     for group in graph.prunable:
-        for member in group.producers if role == "producer" else group.readers:
+        for member in members[group.name]:
             tensor = alive[member.tensor].cpu()
             rows = tensor.movedim(member.dim, 0).flatten(1).any(1) if tensor.ndim > 1 else tensor
             lives[group.name][member.units[rows[member.positions]]] = True
-    if role == "producer":
-        _through_routes(graph, lives)
+    _through_routes(graph, lives, role)
     found = {}
     for group in graph.prunable:
         dead = {unit for unit, lively in enumerate(lives[group.name].tolist()) if not lively} - set(group.fixed)
@@ -140,18 +141,18 @@ def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> d
     return found
 
 
-def _through_routes(graph: ChannelGraph, lives: dict[str, Tensor]) -> None:
-    """Mark the units that a gather (an option-A shortcut) still feeds from a living one, in place."""
-    for route in graph.routes:
+def _through_routes(graph: ChannelGraph, lives: dict[str, Tensor], role: str) -> None:
+    """Mark the units that a gather (an option-A shortcut) still feeds from a living one, or reads for one, in place."""
+    for route in graph.routes if role == "producer" else reversed(graph.routes):
         made = graph.component[graph.ledger.bases[route.buffer, 0].numpy()]
         read = graph.component[route.read.numpy()]
         for place, source in zip(made.tolist(), np.asarray(route.index % len(read)).tolist(), strict=True):
-            if source == route.zero or place not in graph.units:
+            if source == route.zero:
                 continue
-            name, unit = graph.units[place]
-            origin = graph.units.get(int(read[source]))
-            if name in lives and (origin is None or origin[0] not in lives or bool(lives[origin[0]][origin[1]])):
-                lives[name][unit] = True
+            target, origin = graph.units.get(place), graph.units.get(int(read[source]))
+            one, other = (target, origin) if role == "producer" else (origin, target)
+            if one and one[0] in lives and (other is None or other[0] not in lives or bool(lives[other[0]][other[1]])):
+                lives[one[0]][one[1]] = True
 
 
 def followers_of(graph: ChannelGraph, dead: Mapping[str, set[int]], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from compression.calibration import Calibration
+from compression.narrowing import spec_of
 from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.scheduler import CompressionScheduler, report_on_main
 from models.quantized import weights_by_name
@@ -103,9 +104,9 @@ class ScheduledLoop:
         for line in self.scheduler.describe():
             report(f"schedule {line}")
 
-    def on_epoch_begin(self, epoch: int) -> None:
-        """Before an epoch's first batch."""
-        self.state.epoch, self.state.step = epoch, 0
+    def on_epoch_begin(self, epoch: int, step: int = 0) -> None:
+        """Before an epoch's first batch, or before its batch ``step`` where a loop goes on that was stopped within it."""
+        self.state.epoch, self.state.step = epoch, step
         self.scheduler.on_epoch_begin(self.state)
 
     def on_minibatch_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
@@ -140,7 +141,7 @@ class ScheduledLoop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state, before the model's and the optimizer's own: a thinned network gets its widths here."""
         structure, model, optimizer = state["structure"], self.state.model, self.state.optimizer
-        old = weights_by_name(model)
+        old, counts = weights_by_name(model), group_counts(model)
         shapes = {name: torch.empty(shape, device="meta") for name, shape in structure["shapes"].items()}
         resize_(model, shapes, structure["groups"])
         if self.state.ema:
@@ -148,8 +149,10 @@ class ScheduledLoop:
         new = weights_by_name(model)
         renewed = {parameter: new[name] for name, parameter in old.items()}
         for group in optimizer.param_groups:
-            group["params"] = [renewed[parameter] for parameter in group["params"]]
+            group["params"] = [renewed.get(parameter, parameter) for parameter in group["params"]]
         self.state.plan = structure["plan"]
+        if self.state.spec:
+            self.state.spec = spec_of(self.state.spec, counts, model)
         self.scheduler.load_state_dict(state["scheduler"])
         if any(old[name] is not new[name] for name in old):
             self.state.restructured()

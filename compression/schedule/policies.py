@@ -41,7 +41,8 @@ class PruningOptions:
             it changes nothing here: what is validated and saved is always masked.
         mask_gradients: under a double mask, let only the kept weights train.
         use_double_copies: keep the values behind the masks.
-        discard_masks_at_minibatch_end: a mask lasts for one batch.
+        discard_masks_at_minibatch_end: a mask lasts for one batch, and what it hid comes back. (Distiller lost it, unless
+            use_double_copies was set too.)
         skip_first_minibatch: ask first after one batch, not before the window's first epoch.
         fold_batchnorm: show the pruner the weights with batch norm folded in: w * gamma / sqrt(var + eps).
     """
@@ -60,6 +61,11 @@ class PruningOptions:
         if self.mask_gradients and not self.mask_on_forward_only:
             raise UserError("mask_gradients needs mask_on_forward_only: gradients of masks that hold are masked anyway")
 
+    @property
+    def double(self) -> bool:
+        """Whether the values behind the masks are kept."""
+        return self.use_double_copies or self.discard_masks_at_minibatch_end
+
 
 @dataclass(frozen=True)
 class RegularizingOptions:
@@ -72,11 +78,20 @@ class PruningPolicy(Hook):
     """Asks a pruner at the beginning of each of its epochs, or every so many batches."""
 
     def __init__(self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, evidence: Evidence) -> None:
+        if options.levels is not None:
+            if not hasattr(pruner, "levels"):
+                raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
+            pruner = replace(pruner, levels=options.levels)  # type: ignore[call-arg]  # another policy may use the file's
         self.name, self.pruner, self.window, self.options = name, pruner, window, options
         self.masks, self.evidence = masks, evidence
-        pruner.check({key: parameter.detach() for key, parameter in weights_by_name(evidence.model).items()})
-        if options.levels is not None and not hasattr(pruner, "levels"):
-            raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
+
+    def check(self) -> None:
+        """Check that the pruner can prune the network as it is now.
+
+        Raises:
+            UserError: it can't.
+        """
+        self.pruner.check({key: parameter.detach() for key, parameter in weights_by_name(self.evidence.model).items()})
 
     def reached(self, epochs: int) -> int:
         """Return the epoch at which its target is reached in a run of so many epochs; -1 where it has none."""
@@ -88,7 +103,7 @@ class PruningPolicy(Hook):
         return Moment(epoch, self.window.first, self.window.last, self.window.end, self.window.frequency)
 
     def on_epoch_begin(self, run: LoopState) -> None:
-        skips = self.options.skip_first_minibatch and run.epoch == self.window.first
+        skips = self.options.skip_first_minibatch and run.epoch == self.window.first and run.steps_per_epoch > 1
         if run.step == 0 and not skips:
             self._ask(run)
 
@@ -104,16 +119,15 @@ class PruningPolicy(Hook):
             self.masks.release_(run, self.pruner.parameters(), double_only=False)
 
     def on_epoch_end(self, run: LoopState) -> None:
-        if run.epoch == self.window.last and self.options.keep_mask:
+        if self.options.keep_mask and run.epoch == self.window.last_within(run.epochs):
             self.masks.keep_(run, self.pruner.parameters())
 
     def on_window_end(self, run: LoopState) -> None:
         """Give back what double masks hide; called once the window lies behind."""
-        self.masks.release_(run, self.pruner.parameters())
+        if self.options.use_double_copies and not self.options.keep_mask:
+            self.masks.release_(run, self.pruner.parameters())
 
     def _ask(self, run: LoopState) -> None:
-        if self.options.levels is not None:
-            self.pruner.levels = self.options.levels  # type: ignore[attr-defined]
         weights = {name: self.masks.full(name, parameter) for name, parameter in weights_by_name(run.model).items()}
         if self.options.fold_batchnorm:
             weights |= fold_batchnorm(run.model, weights, self.pruner.parameters())
@@ -130,17 +144,11 @@ class PruningPolicy(Hook):
         )
         with torch.no_grad():
             decision = agreed(self.pruner.decide(task))
-            parameters = weights_by_name(run.model)
-            for name, values in decision.weights.items():
-                parameters[name].copy_(values)
-            if run.ema and decision.weights:
-                averages = weights_by_name(run.ema.model)
-                for name, values in decision.weights.items():
-                    averages[name].copy_(values)
         scaled = [name for name, mask in decision.masks.items() if not bool(((mask == 0) | (mask == 1)).all())]
-        if scaled and not self.options.use_double_copies:
+        if scaled and not self.options.double:
             raise UserError(f"{type(self.pruner).__name__} makes up for what it drops, which needs use_double_copies: true")
-        self.masks.set_(run, decision.masks, self.options.use_double_copies, self.options.mask_gradients)
+        self.masks.rewrite_(run, decision.weights)
+        self.masks.set_(run, decision.masks, self.options.double, self.options.mask_gradients)
 
     def state_dict(self) -> dict[str, Any]:
         return self.pruner.state_dict()
@@ -177,7 +185,10 @@ def fold_batchnorm(model: nn.Module, weights: Mapping[str, Tensor], names: tuple
 
 
 class RegularizationPolicy(Hook):
-    """Adds a regularizer's term to the loss; what its threshold finds too small is zeroed after every step."""
+    """Adds a regularizer's term to the loss; what its threshold finds too small is zeroed after every step.
+
+    In the moving average it is zeroed too: what is validated and saved is as sparse as what is trained.
+    """
 
     def __init__(self, name: str, regularizer: Regularizer, window: Window, options: RegularizingOptions, masks: Masks) -> None:
         self.name, self.regularizer, self.window, self.options, self.masks = name, regularizer, window, options, masks
@@ -185,7 +196,7 @@ class RegularizationPolicy(Hook):
     def reached(self, epochs: int) -> int:
         """Return the epoch at which its masks are kept in a run of so many epochs; -1 where they never are."""
         last = self.window.last_within(epochs)
-        return -1 if last is None or not self.options.keep_mask else last
+        return -1 if last is None or not (self.options.keep_mask and self.regularizer.thresholds) else last
 
     def before_backward_pass(self, run: LoopState) -> Tensor:
         term = self.regularizer.loss(weights_by_name(run.model))
@@ -197,12 +208,14 @@ class RegularizationPolicy(Hook):
         masks = self.regularizer.masks({name: parameter.detach() for name, parameter in parameters.items()})
         if not masks:
             return
-        if self.options.keep_mask and run.epoch == self.window.last and run.step == run.steps_per_epoch - 1:
+        if self.options.keep_mask and run.epoch == self.window.last_within(run.epochs) and run.step == run.steps_per_epoch - 1:
             self.masks.set_(run, agreed(Decision(masks)).masks)
         else:
+            averages = weights_by_name(run.averaged)
             with torch.no_grad():
                 for name, mask in masks.items():
-                    parameters[name].mul_(mask)
+                    for tensor in (parameters[name], averages[name]):
+                        tensor.mul_(mask)
 
 
 class LearningRatePolicy(Hook):
@@ -219,6 +232,10 @@ class LearningRatePolicy(Hook):
         """It has no sparsity to reach."""
         return -1
 
+    def on_epoch_begin(self, run: LoopState) -> None:
+        if run.epoch == 0 and run.step == 0 and not isinstance(self.rates, Plateau):  # LinearLR, OneCycleLR begin elsewhere
+            self._apply_(run, self.rates[0])
+
     def on_epoch_end(self, run: LoopState) -> None:
         if isinstance(self.rates, Plateau):
             if run.evaluation is None:
@@ -227,6 +244,9 @@ class LearningRatePolicy(Hook):
             rates = self.rates.step(metric)
         else:
             rates = self.rates[min(run.epoch + 1, len(self.rates) - 1)]
+        self._apply_(run, rates)
+
+    def _apply_(self, run: LoopState, rates: list[float]) -> None:
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 

@@ -16,10 +16,11 @@ from compression.schedule.teaching import KnowledgeDistillation
 from compression.schedule.windows import KEYS, Window, read_window
 from compression.thinning import EXTENSIONS
 from utils.errors import UserError, nearest
-from utils.options import Place, build, mapping, shown
+from utils.options import Place, build, mapping, one_line, shown
 from utils.yaml_files import read_yaml
 
 VERSION = 1
+LONGEST_NAME = 100  # of an instance; its messages and tables stay readable
 INJECTED = ("name", "model", "optimizer", "last_epoch")  # what Distiller hands to a constructor; a file need not
 
 
@@ -138,14 +139,12 @@ def parse_schedule(content: Mapping[str, Any], parameters: Mapping[str, int], so
     known = ["version", *SECTIONS, "policies"]
     for name in content:
         if name not in known:
-            raise UserError(f"unknown section '{name}'.{nearest(str(name), known)} Valid: {', '.join(known)}")
+            raise UserError(one_line(f"unknown section {shown(name)}.{nearest(str(name), known)} Valid: {', '.join(known)}"))
     if content.get("version", VERSION) not in (VERSION, str(VERSION)):
         raise UserError(f"version is {shown(content['version'])}; this reads version {VERSION}")
     instances: dict[str, dict[str, tuple[str, Any]]] = {}
     for name, section in SECTIONS.items():
-        entries = content.get(name)
-        described = mapping(entries, root / name) if entries is not None else {}
-        instances[name] = {str(key): _instance(section, name, values, root / name / key) for key, values in described.items()}
+        instances[name] = _instances(section, name, content.get(name), root / name)
     if len(instances["quantizers"]) > 1:
         raise UserError(f"quantizers: there can be one, not {len(instances['quantizers'])}")
     policies = content.get("policies")
@@ -156,6 +155,18 @@ def parse_schedule(content: Mapping[str, Any], parameters: Mapping[str, int], so
     unused = [f"{name}.{key}" for name, section in SECTIONS.items() for key in instances[name] if (section.kind, key) not in used]
     last = [entry for entry in found if entry.kind == "lr_scheduler"]
     return Schedule(source, [*(entry for entry in found if entry not in last), *last], matches, unused)
+
+
+def _instances(section: Section, name: str, entries: Any, place: Place) -> dict[str, tuple[str, Any]]:
+    """Make the instances of a section, by name; a policy may write a name 1 as '1'."""
+    found: dict[str, tuple[str, Any]] = {}
+    for key, values in (mapping(entries, place) if entries is not None else {}).items():
+        if not str(key).isprintable() or not 0 < len(str(key)) <= LONGEST_NAME:
+            raise place.error(f"the name {shown(key)} must be one line of at most {LONGEST_NAME} characters")
+        if str(key) in found:
+            raise place.error(f"there are two of the name '{key}'")
+        found[str(key)] = _instance(section, name, values, place / str(key))
+    return found
 
 
 def _instance(section: Section, name: str, values: Any, place: Place) -> tuple[str, Any]:
@@ -195,10 +206,12 @@ def _policy(item: Any, instances: Mapping[str, Mapping[str, tuple[str, Any]]], p
     for key in inner:
         if key not in ("instance_name", "args"):
             raise (place / kind).error(f"unknown key '{key}'.{nearest(str(key), ('instance_name', 'args'))} Valid: instance_name, args")
-    name = str(inner.get("instance_name"))
+    if "instance_name" not in inner:
+        raise (place / kind).error("'instance_name' is missing")
+    name = str(inner["instance_name"])
     if name not in known:
         raise (place / kind / "instance_name").error(
-            f"no '{name}' under {kinds[kind]}.{nearest(name, known)} There: {', '.join(known) or 'nothing'}"
+            f"no {shown(name)} under {kinds[kind]}.{nearest(name, known)} There: {', '.join(known) or 'nothing'}"
         )
     options: Any = build(section.options, inner.get("args"), place / kind / "args")
     class_name, instance = known[name]

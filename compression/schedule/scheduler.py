@@ -73,7 +73,10 @@ class CompressionScheduler(Hook):
 
     def _make(self, entry: Entry, run: LoopState) -> Any:
         if entry.kind == "pruner":
-            return PruningPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks, self.evidence)
+            policy = PruningPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks, self.evidence)
+            if not run.plan:  # of a network that was cut, a policy may have done its work before; it checks when it acts
+                policy.check()
+            return policy
         if entry.kind == "regularizer":
             return RegularizationPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks)
         if entry.kind == "lr_scheduler":
@@ -85,11 +88,11 @@ class CompressionScheduler(Hook):
             return QuantizationPolicy(entry.name, entry.instance, entry.window, run, self.report)
         if entry.kind == "distiller":
             return self._teaching(entry, run)
-        raise UserError(f"{entry.kind} {entry.name}: this version has none")
+        raise UserError(f"this version has no {entry.kind}")
 
     def _teaching(self, entry: Entry, run: LoopState) -> ScheduledDistillation:
         if run.spec is None:
-            raise UserError(f"{entry.name}: to load a teacher, the student's specification must be known; pass it as spec")
+            raise UserError("to load a teacher, the student's specification must be known; pass it as spec")
         teacher = load_teacher(entry.instance.flags(), run.spec, next(run.model.parameters()).device)
         weights = DistillationLossWeights(entry.instance.distill_wt, entry.instance.student_wt, entry.instance.teacher_wt)
         return ScheduledDistillation(entry.name, entry.window, run.model, teacher, entry.instance.temperature, weights)
@@ -110,7 +113,7 @@ class CompressionScheduler(Hook):
 
     def on_epoch_begin(self, run: LoopState) -> None:
         for place, policy in enumerate(self.policies):
-            if policy.window.last < run.epoch and place not in self.ended:
+            if policy.window.end <= run.epoch and place not in self.ended:
                 self.ended.add(place)
                 if isinstance(policy, PruningPolicy):
                     policy.on_window_end(run)
@@ -177,6 +180,7 @@ class CompressionScheduler(Hook):
         names = [policy.name for policy in self.policies]
         if state["names"] != names:
             raise UserError(f"the run's schedule has the policies {', '.join(state['names'])}, the file now has {', '.join(names)}")
+        self.evidence.forget_graph()
         self.masks.load_state_dict(state["masks"], self.evidence.model)
         for policy, values in zip(self.policies, state["policies"], strict=True):
             policy.load_state_dict(values)

@@ -45,8 +45,10 @@ def _active(schedule: Schedule, epoch: int) -> list[str]:
             continue
         target = None
         if entry.kind == "pruner":
-            window = entry.window
+            window, levels = entry.window, set((getattr(entry.options, "levels", None) or {}).values())
             target = entry.instance.target(Moment(epoch, window.first, window.last, window.end, window.frequency))
+            if levels:
+                target = levels.pop() if len(levels) == 1 else None
         found.append(entry.name if target is None else f"{entry.name} ({target:.1%})")
     return found
 
@@ -58,6 +60,10 @@ def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequen
         return list(fallback[:epochs]) if fallback else [lr0] * epochs
     rates: list[float | None] = [lr0]
     forms = {entry.name: entry.instance.of([lr0], epochs) for entry in entries if isinstance(entry.instance, Rates)}
+    for entry in entries:  # LinearLR and OneCycleLR begin elsewhere than at lr0
+        form = forms[entry.name]
+        if entry.window.applies(0) and not isinstance(form, Plateau):
+            rates[0] = form[0][0]
     for epoch in range(epochs - 1):
         rate = rates[-1]
         for entry in entries:
@@ -71,18 +77,18 @@ def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequen
 def warnings(schedule: Schedule, epochs: int) -> list[str]:
     """Return a line for each thing that a run of so many epochs would cut short, or that counts otherwise than it seems."""
     lines = []
-    pruners = schedule.of("pruner")
+    late = {"pruner": "reaches its target in", "extension": "removes for the last time in"}
     for entry in schedule.entries:
         first, last = entry.window.first, entry.window.last
         if first >= epochs:
             lines.append(f"warning: {entry.name} begins in epoch {first}; the run ends in epoch {epochs - 1}")
-        elif entry in pruners and last >= epochs:
-            lines.append(f"warning: {entry.name} reaches its target in epoch {last}; the run ends in epoch {epochs - 1}")
+        elif last >= epochs and entry.kind in late and not getattr(entry.options, "discard_masks_at_minibatch_end", False):
+            lines.append(f"warning: {entry.name} {late[entry.kind]} epoch {last}; the run ends in epoch {epochs - 1}")
     for cut in schedule.of("extension"):
-        early = [entry for entry in pruners if entry.window.first < cut.window.first <= entry.window.last]
         lines += [
             f"warning: {cut.name} removes in epoch {cut.window.first}, but {entry.name} prunes until {entry.window.last}: "
             "from then on its sparsity counts from what is left"
-            for entry in early
+            for entry in schedule.of("pruner")
+            if entry.window.first <= cut.window.first < entry.window.last
         ]
     return lines
