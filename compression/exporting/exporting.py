@@ -14,6 +14,7 @@ from compression.calibration import sample
 from compression.exporting.arguments import ExportArguments, check_arguments
 from compression.exporting.formats import FORMATS, QUANTIZABLE
 from compression.exporting.graphs import Source
+from compression.exporting.learned import learned_ranges
 from compression.exporting.measuring import Row, choose, comparison_images, difference_of, make_row, measure_latencies
 from models.backends import Backend, TorchBackend, open_backend, warm_up
 from models.loading import load_classifier
@@ -105,7 +106,8 @@ def load_subject(a: ExportArguments) -> Subject:
     model = deepcopy(reference.model).to(memory_format=torch.contiguous_format)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Subject(reference, Source(model, metadata, a.opset, calibration), data, compared, a.workers)
+    learned = learned_ranges(model) if a.int8 else None
+    return Subject(reference, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
 
 
 def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:

@@ -52,7 +52,7 @@ def _metadata(source: Source, precision: str) -> Metadata:
 
 
 def _layers(source: Source) -> list[str]:
-    return layers_of(source.onnx(half=False))
+    return layers_of(source.onnx(plain=True))
 
 
 def write_onnx(source: Source, precision: str, path: Path) -> None:
@@ -74,9 +74,13 @@ def write_openvino(source: Source, precision: str, path: Path) -> None:
     onnx, openvino = optional_module("onnx", "export to OpenVINO"), optional_module("openvino", "export to OpenVINO")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        onnx.save(source.onnx(half=False), str(file))
+        learned = precision == "int8" and source.learned is not None
+        if learned:  # OpenVINO reads the rounding of an int8 ONNX file, learned ranges among it
+            quantize_onnx(source, file)
+        else:
+            onnx.save(source.onnx(), str(file))
         _, model = read_model(file)
-        if precision == "int8":
+        if precision == "int8" and not learned:
             model = quantize_openvino(source, model)
         model.set_rt_info(_metadata(source, precision).to_json(), [KEY])
         path.mkdir(parents=True, exist_ok=True)

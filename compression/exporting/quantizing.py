@@ -1,7 +1,8 @@
 """Post-training quantization of exported graphs: onnxruntime's QDQ and NNCF for OpenVINO.
 
 8-bit activations with a zero point, per tensor; 8-bit symmetric weights, per output channel (arXiv:1712.05877, section 2;
-arXiv:1806.08342, section 3.1). Ranges come from training images alone.
+arXiv:1806.08342, section 3.1). Ranges come from training images alone; those of a network that was trained for 8 bits are
+its own, and only tensors that it did not round are measured.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from compression.exporting.graphs import LAYERS, Source, layers_of, quiet
@@ -30,7 +32,7 @@ def quantize_onnx(source: Source, path: Path) -> None:
     """
     tools = optional_module("onnxruntime.quantization", "--int8 with ONNX")
     marks = optional_module("onnxruntime.quantization.quant_utils", "--int8 with ONNX")
-    model = source.onnx(half=False)
+    model = source.onnx(plain=True)
     marks.add_pre_process_metadata(model)  # the exporter has folded and inferred what the quantizer would remark on
     nodes = list(model.graph.node)
     first = next((i for i, node in enumerate(nodes) if node.op_type in LAYERS), 0)
@@ -46,15 +48,27 @@ def quantize_onnx(source: Source, path: Path) -> None:
                 str(path),
                 _reader(tools, source, model.graph.input[0].name),
                 quant_format=tools.QuantFormat.QDQ,
-                per_channel=True,
+                per_channel=source.learned.per_channel if source.learned else True,
                 reduce_range=saturates(),
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
                 nodes_to_exclude=excluded,
                 op_types_to_quantize=list(LAYERS) if is_transformer(model) else None,
+                extra_options={"TensorQuantOverrides": _learned_inputs(source, nodes)},
             )
     except Exception as error:  # onnxruntime's errors have no common base
         raise UserError(f"onnxruntime can't quantize this network ({one_line(error)}); leave --int8 out") from None
+
+
+def _learned_inputs(source: Source, nodes: list[Any]) -> dict[str, Any]:
+    """Return scale and zero point of the tensors whose ranges were learned, as onnxruntime takes them; the others are measured."""
+    if source.learned is None:
+        return {}
+    by_layer = {node.name: node.input[0] for node in nodes}
+    known = {by_layer[name]: values for name, values in source.learned.inputs.items() if name in by_layer}
+    return {
+        tensor: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}] for tensor, (scale, zero) in known.items()
+    }
 
 
 def is_transformer(model: Any) -> bool:
@@ -99,7 +113,7 @@ def quantize_openvino(source: Source, model: Any) -> Any:
     """
     nncf = import_nncf()
     batches = list(source.calibration_inputs())
-    graph = source.onnx(half=False)
+    graph = source.onnx()
     layers = set(layers_of(graph))
     order = [op.get_friendly_name() for op in model.get_ordered_ops()]
     first = next((i for i, name in enumerate(order) if name in layers), 0)
