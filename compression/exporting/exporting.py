@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from compression.calibration import sample
 from compression.exporting.arguments import ExportArguments, check_arguments
 from compression.exporting.formats import FORMATS, QUANTIZABLE
 from compression.exporting.graphs import Source
-from compression.exporting.learned import learned_ranges
-from compression.exporting.measuring import Row, choose, comparison_images, difference_of, make_row, measure_latencies
+from compression.exporting.learned import is_linear, learned_ranges
+from compression.exporting.measuring import TOLERANCE, Row, choose, comparison_images, difference_of, make_row, measure_latencies
 from models.backends import Backend, TorchBackend, open_backend, warm_up
 from models.loading import load_classifier
 from models.metadata import Metadata
+from models.quantized import is_quantized, plain_copy
 from models.validation import load_for, measure
 from utils.errors import UserError
 from utils.splits import ImageData
@@ -27,6 +28,7 @@ COMPARED = 16  # images
 EVALUATION_BATCH = 128
 RECORDED = ("val_fraction", "seed")  # of the training run: how validation images were held out
 EXPORTED = (".onnx", ".torchscript", ".xml")
+ROUNDING_TOLERANCE = 0.1  # where the graph itself rounds, a last bit may fall to the other side
 CPU = torch.device("cpu")
 
 
@@ -57,11 +59,13 @@ class Subject:
 
     Attributes:
         reference: the network in torch.
+        in_float: the same without the rounding of quantization-aware training, if it was trained so; what fp32 files compute.
         data: with train and validation splits; None without --data.
         compared: images whose outputs are compared, uint8 [B, S, S, C].
     """
 
     reference: TorchBackend
+    in_float: TorchBackend
     source: Source
     data: ImageData | None
     compared: Tensor
@@ -106,8 +110,13 @@ def load_subject(a: ExportArguments) -> Subject:
     model = deepcopy(reference.model).to(memory_format=torch.contiguous_format)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    learned = learned_ranges(model) if a.int8 else None
-    return Subject(reference, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
+    in_float, learned = reference, None
+    if is_quantized(model):
+        learned = learned_ranges(model) if a.int8 else None
+        if is_linear(model):
+            model = plain_copy(model).eval()
+            in_float = TorchBackend(replace(loaded, model=plain_copy(reference.model).eval(), notes=[]), CPU, imgsz=a.imgsz)
+    return Subject(reference, in_float, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
 
 
 def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
@@ -125,16 +134,17 @@ def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
             FORMATS[name].write(subject.source, precision, path)
             paths[name, precision] = path
     backends = {key: open_backend(str(path), CPU) for key, path in paths.items()}
-    logits = subject.reference.logits(subject.compared)
+    rounded, plain = (backend.logits(subject.compared) for backend in (subject.reference, subject.in_float))
     softmax = subject.source.metadata.softmax
     eager_ms, *latencies = measure_latencies([subject.reference, *backends.values()], subject.compared[:1])
     exported = Exported({"top1": subject.top1(subject.reference), "latency_ms": eager_ms}, notes=list(subject.reference.notes))
     for ((name, precision), backend), latency in zip(backends.items(), latencies, strict=True):
-        path = paths[name, precision]
+        path, logits = paths[name, precision], rounded if precision == "int8" else plain
         # Also alone: a graph that is right for one number of images may be wrong for another.
         difference = max(difference_of(logits[:n], backend.logits(subject.compared[:n]), softmax) for n in (1, len(logits)))
         audit = FORMATS[name].audit(subject.source, path)
-        row = make_row(name, precision, path, subject.top1(backend), latency, difference, audit)
+        tolerance = ROUNDING_TOLERANCE if is_quantized(subject.source.model) else TOLERANCE
+        row = make_row(name, precision, path, subject.top1(backend), latency, difference, audit, tolerance)
         exported.rows.append(row)
         if precision == "fp16" and latency > eager_ms:
             exported.notes.append(f"{name}: fp16 is slower on this CPU than fp32 in torch ({latency:.2f} against {eager_ms:.2f} ms)")

@@ -52,7 +52,7 @@ def _metadata(source: Source, precision: str) -> Metadata:
 
 
 def _layers(source: Source) -> list[str]:
-    return layers_of(source.onnx(plain=True))
+    return layers_of(source.onnx())
 
 
 def write_onnx(source: Source, precision: str, path: Path) -> None:

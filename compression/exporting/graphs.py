@@ -65,7 +65,8 @@ class Source:
         metadata: of the files, but for the precision.
         opset: version of ONNX's operators.
         calibration: training images, for int8.
-        learned: what quantization-aware training has learned, for int8; None where it was not trained so.
+        learned: the ranges that quantization-aware training has learned, for int8; the model is then the one without
+            rounding. None where it was not trained so.
     """
 
     model: nn.Module
@@ -73,24 +74,22 @@ class Source:
     opset: int = 18
     calibration: Calibration | None = None
     learned: Learned | None = None
-    graphs: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[bool, Any] = field(default_factory=dict)
 
-    def shipped(self, half: bool, plain: bool = False) -> Shipped:
-        """Return what goes into a file; ``plain`` leaves out the rounding of quantization-aware training."""
-        model = self.learned.plain if plain and self.learned else self.model
-        return Shipped(model, self.metadata.spec, self.metadata.preprocessing, half).eval()
+    def shipped(self, half: bool) -> Shipped:
+        """Return what goes into a file."""
+        return Shipped(self.model, self.metadata.spec, self.metadata.preprocessing, half).eval()
 
     def example(self) -> Tensor:
         """Return zeros that the file will take; two images where it takes any number, so that one is not taken for fixed."""
         shape = [size or 2 for size in self.metadata.input_shape]
         return torch.zeros(shape, dtype=getattr(torch, self.metadata.input_type))
 
-    def onnx(self, half: bool = False, plain: bool = False) -> Any:
-        """Return the network as an ONNX model, with a copy of its own; the export happens once. See ``shipped``."""
-        key = f"{half} {plain and self.learned is not None}"
-        if key not in self.graphs:
-            self.graphs[key] = to_onnx(self.shipped(half, plain), self.example(), self.metadata.batch_size is None, self.opset)
-        return deepcopy(self.graphs[key])
+    def onnx(self, half: bool = False) -> Any:
+        """Return the network as an ONNX model, with a copy of its own; the export happens once."""
+        if half not in self.graphs:
+            self.graphs[half] = to_onnx(self.shipped(half), self.example(), self.metadata.batch_size is None, self.opset)
+        return deepcopy(self.graphs[half])
 
     def calibration_inputs(self) -> Iterator[NDArray[Any]]:
         """Yield the calibration images as the file takes them; a last batch that is short is filled from the first images."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.quantized import QuantizedLayer, clips, is_quantized, plain_copy
+from models.quantized import QuantizedLayer, clips
 from models.quantized.activations import ClippedReLU
 from models.quantized.numbers import limits
 from utils.errors import UserError
@@ -16,31 +16,33 @@ BITS = 8
 
 @dataclass(frozen=True)
 class Learned:
-    """A network that was trained for 8 bits.
+    """What a network that was trained for 8 bits knows of its ranges.
 
     Attributes:
-        plain: the same network without quantization, whose weights the runtime rounds as training did.
         inputs: scale and zero point (uint8) of each layer's input, by the layer's name.
         per_channel: whether weights have a grid per output channel.
     """
 
-    plain: nn.Module
     inputs: dict[str, tuple[float, int]]
     per_channel: bool
 
 
-def learned_ranges(model: nn.Module) -> Learned | None:
-    """Return what a network has learned; None for one that is not quantized.
+def is_linear(model: nn.Module) -> bool:
+    """Whether a network is quantized on linear grids alone, so that without the rounding it is the network in float32."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    clipped = clips(model) or any(isinstance(module, ClippedReLU) for module in model.modules())
+    return bool(layers) and not clipped and all(layer.settings.method == "linear" for layer in layers)
+
+
+def learned_ranges(model: nn.Module) -> Learned:
+    """Return the ranges that a quantized network has learned.
 
     Raises:
         UserError: it was quantized in a way that no integer runtime computes.
     """
-    if not is_quantized(model):
-        return None
+    if not is_linear(model):
+        raise UserError("integer runtimes compute on linear grids alone: --int8 takes networks of QuantAwareTrainRangeLinearQuantizer")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
-    other = next((name for name, layer in layers.items() if layer.settings.method != "linear"), "")
-    if other or clips(model) or any(isinstance(module, ClippedReLU) for module in model.modules()):
-        raise UserError("integer runtimes compute on linear grids alone: --int8 takes QuantAwareTrainRangeLinearQuantizer's networks")
     for name, layer in layers.items():
         settings = layer.settings
         if (settings.bits_weights or BITS) != BITS or (settings.bits_inputs or BITS) != BITS or not settings.mode.startswith("sym"):
@@ -53,4 +55,4 @@ def learned_ranges(model: nn.Module) -> Learned | None:
             shift = 0 if limits(BITS, layer.settings.input_mode)[0] == 0 else 2 ** (BITS - 1)  # signed numbers as unsigned ones
             inputs[name] = float(grid.scale), int(grid.zero_point) + shift
     per_channel = all(layer.settings.per_channel for layer in layers.values())
-    return Learned(plain_copy(model).eval(), inputs, per_channel)
+    return Learned(inputs, per_channel)

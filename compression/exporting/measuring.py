@@ -47,16 +47,25 @@ class Row:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-def make_row(kind: str, precision: str, path: Path, top1: float | None, latency_ms: float, difference: float, audit: Audit) -> Row:
+def make_row(
+    kind: str,
+    precision: str,
+    path: Path,
+    top1: float | None,
+    latency_ms: float,
+    difference: float,
+    audit: Audit,
+    tolerance: float = TOLERANCE,
+) -> Row:
     """Put together what was measured.
 
     Raises:
         UserError: a file that should compute what the network computes does not.
     """
-    if precision == "fp32" and not difference <= TOLERANCE:
+    if precision == "fp32" and not difference <= tolerance:
         raise UserError(
             f"{path} does not compute what the network computes: outputs differ by {difference:.1e} of their scale, "
-            f"more than {TOLERANCE:g}; it must not be used"
+            f"more than {tolerance:g}; it must not be used"
         )
     return Row(kind, precision, str(path), size_of(path), top1, latency_ms, difference, audit.int8, audit.others)
 

@@ -32,7 +32,7 @@ def quantize_onnx(source: Source, path: Path) -> None:
     """
     tools = optional_module("onnxruntime.quantization", "--int8 with ONNX")
     marks = optional_module("onnxruntime.quantization.quant_utils", "--int8 with ONNX")
-    model = source.onnx(plain=True)
+    model = source.onnx()
     marks.add_pre_process_metadata(model)  # the exporter has folded and inferred what the quantizer would remark on
     nodes = list(model.graph.node)
     first = next((i for i, node in enumerate(nodes) if node.op_type in LAYERS), 0)
