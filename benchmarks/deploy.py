@@ -3,9 +3,8 @@
 python -m benchmarks.deploy --model resnet50 --imgsz 224 --out FILE                      random weights, speed alone
 python -m benchmarks.deploy --weights DENSE PRUNED --data FOLDER --append --out FILE     accuracy as well
 
-All forms of a network take turns, so that all meet the same noise; latencies are medians of a whole classification of
-uint8 images, normalisation included, with the quartiles beside them. Speed-ups are against the first network in torch.
-Files have a fixed batch, one for each that is timed. Size is that of the file; in torch, that of the tensors.
+All forms take turns, so that all meet the same noise; latencies are medians of uint8 images to logits, with quartiles.
+Speed-ups are against the first network in torch. Files have a fixed batch. Size is the file's; in torch, the tensors'.
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ from compression.calibration import Calibration, sample
 from compression.channels import trace
 from compression.costs import macs_cost
 from compression.criteria import score
-from compression.exporting.exporting import CPU, EVALUATION_BATCH, RECORDED
-from compression.exporting.formats import FORMATS, QUANTIZABLE
+from compression.exporting.exporting import CPU, EVALUATION_BATCH
+from compression.exporting.formats import FORMATS
 from compression.exporting.graphs import Source
-from compression.exporting.learned import learned_ranges
 from compression.exporting.measuring import comparison_images, difference_of, make_row, size_of
 from compression.narrowing import spec_of
 from compression.plan import entries_of, make_plan
@@ -52,26 +50,19 @@ from utils.splits import ImageData
 
 SHARE = 0.5  # of the multiply-adds that pruning leaves
 BATCHES = (1, 8)
-LIBRARIES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of formats that int8 can be written in
 
 
 @dataclass
 class Form:
-    """A network as it is run.
-
-    Attributes:
-        step: "dense" or "pruned", and whether it is in int8.
-        backends: one for each batch size.
-        size: bytes.
-        layers: how many run in int8, of how many.
-    """
+    """A network as it is run: one backend for each batch size; ``layers`` tells how many run in int8, of how many."""
 
     step: str
     runtime: str
     precision: str
     macs: int
     backends: Sequence[Backend]
-    size: int
+    size: int  # bytes
     layers: str = "0"
     times: dict[int, list[float]] = field(default_factory=dict)
 
@@ -86,14 +77,16 @@ def random_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
     widths = allocate(graph, entries_of(graph, spec.name), budget, options.round_to, 1, None)
     orders = {name: found.order.tolist() for name, found in score("l1", dense, graph, None, options.seed, widths).groups.items()}
     narrow = deepcopy(dense)
-    inputs, _ = next(noise(spec, 2, options.seed).batches())
-    shrink_(narrow, graph, make_plan(graph, widths, orders).kept, inputs)
+    shrink_(narrow, graph, make_plan(graph, widths, orders).kept, next(noise(spec, 2, options.seed).batches())[0])
     return [("dense", Loaded(dense, spec)), ("pruned", Loaded(narrow.eval(), spec_of(spec, group_counts(dense), narrow)))]
 
 
 def trained_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
     """Load checkpoints."""
     found = [load_classifier(path, options.model or None) for path in options.weights]
+    for path, loaded in zip(options.weights, found, strict=True):
+        if loaded.spec.quantization:
+            raise UserError(f"{path} is quantized already; this measures int8 after training: give the network in float32")
     return [("pruned" if loaded.checkpoint.get("plan") else "dense", loaded) for loaded in found]
 
 
@@ -104,22 +97,16 @@ def noise(spec: ModelSpec, count: int, seed: int) -> Calibration:
 
 
 def forms_of(step: str, loaded: Loaded, calibration: Calibration, formats: Sequence[str], folder: Path) -> list[Form]:
-    """Write a network in each format and precision, and open what was written.
-
-    Raises:
-        UserError: a file does not compute what the network computes.
-    """
+    """Write a network in each format and precision, and open what was written; a file of wrong outputs is refused."""
     eager = TorchBackend(loaded, CPU)
     macs, size = count_macs(eager.model, eager.spec), sum(t.numel() * t.element_size() for t in eager.model.state_dict().values())
     forms = [Form(step, "torch", "fp32", macs, [eager] * len(BATCHES), size)]
     model = deepcopy(eager.model).to(memory_format=torch.contiguous_format).requires_grad_(False)
-    record = {name: eager.record[name] for name in RECORDED if name in eager.record}
-    described = [Metadata(eager.spec, batch_size=batch, named=eager.named, record=record) for batch in BATCHES]
-    sources = [Source(model, metadata, 18, calibration, learned_ranges(model)) for metadata in described]
+    sources = [Source(model, Metadata(eager.spec, batch_size=batch, named=eager.named), calibration=calibration) for batch in BATCHES]
     images = calibration.images[: max(BATCHES)]
     for name in formats:
         for precision in ("fp32", "int8"):
-            paths = [folder / f"{step}_{precision}_{batch}{FORMATS[name].suffix}" for batch in BATCHES]
+            paths = [folder / f"{precision}_{batch}{FORMATS[name].suffix}" for batch in BATCHES]
             for source, path in zip(sources, paths, strict=True):
                 FORMATS[name].write(source, precision, path)
             backends = [open_backend(str(path), CPU) for path in paths]
@@ -127,7 +114,7 @@ def forms_of(step: str, loaded: Loaded, calibration: Calibration, formats: Seque
             audit = FORMATS[name].audit(sources[0], paths[0])
             make_row(name, precision, paths[0], None, 0.0, difference, audit)  # refuses a wrong file
             label, layers = step + " + int8" * (precision == "int8"), f"{len(audit.int8)}/{len(audit.int8) + len(audit.others)}"
-            forms.append(Form(label, name, precision, macs, backends, size_of(paths[0]), layers))
+            forms.append(Form(label, RUNTIMES[name], precision, macs, backends, size_of(paths[0]), layers))
             print(f"{label}, {name} {precision}: outputs differ by {difference:.2g}, layers in int8: {layers}", flush=True)
     return forms
 
@@ -148,23 +135,22 @@ def rows_of(network: str, forms: Sequence[Form], data: ImageData | None, options
     """Measure the accuracy of each form and put together what was found."""
     rows = []
     for form in forms:
-        row: dict[str, Any] = {"network": network, "step": form.step, "runtime": f"{form.runtime} {version(LIBRARIES[form.runtime])}"}
+        row: dict[str, Any] = {"network": network, "step": form.step, "runtime": f"{form.runtime} {version(form.runtime)}"}
         row |= {"precision": form.precision, "int8_layers": form.layers, "macs": form.macs, "bytes": form.size}
-        measured = measure(form.backends[-1], data, options.split, EVALUATION_BATCH, options.workers, CPU) if data else None
+        measured = measure(form.backends[-1], data, options.split, EVALUATION_BATCH, options.threads, CPU) if data else None
         row |= {"top1": measured.evaluation.top1 if measured else None, "split": options.split if data else None}
         for batch in BATCHES:
-            median, quarters = statistics.median(form.times[batch]), statistics.quantiles(form.times[batch], n=4)
-            row |= {f"latency_ms_batch{batch}": median, f"quartiles_batch{batch}": [round(quarters[0], 3), round(quarters[2], 3)]}
+            low, median, high = statistics.quantiles(form.times[batch], n=4, method="inclusive")
+            row |= {f"latency_ms_batch{batch}": median, f"quartiles_batch{batch}": [round(low, 3), round(high, 3)]}
             row[f"speed_up_batch{batch}"] = statistics.median(forms[0].times[batch]) / median
         rows.append({**row, "threads": torch.get_num_threads()})
-        print(rows[-1], flush=True)
     return rows
 
 
 def installed() -> list[str]:
     """Return the formats whose libraries are there, those of int8 among them."""
     found = []
-    for name in QUANTIZABLE:
+    for name in RUNTIMES:
         try:
             FORMATS[name].check(True)
             found.append(name)
@@ -185,7 +171,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--passes", type=int, default=5, help="of a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--append", action="store_true", help="keep the rows of other networks in --out")
     parser.add_argument("--out", default="", help="JSON file")
@@ -198,8 +183,11 @@ def main() -> None:
     data = load_for(first, options.data, "val", None, None) if options.data else None
     spec = first.spec
     images = sample(data.split("train"), spec, options.images, 32, options.seed) if data else noise(spec, options.images, options.seed)
+    formats, forms = installed(), []
     with tempfile.TemporaryDirectory() as folder:
-        forms = [form for step, loaded in networks for form in forms_of(step, loaded, images, installed(), Path(folder))]
+        for i, (step, loaded) in enumerate(networks):
+            (Path(folder) / str(i)).mkdir()
+            forms += forms_of(step, loaded, images, formats, Path(folder) / str(i))
         for position, batch in enumerate(BATCHES):
             take_times(forms, position, images.images[:batch], options.rounds, options.passes)
         rows = rows_of(spec.name, forms, data, options)
