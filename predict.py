@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 
 from models.backends import open_backend, warm_up
+from models.exported import name_outputs_
 from models.prediction import Prediction, predict, share_cores_
 from models.writers import PredictionWriter
 from utils.arguments import flag, parse
+from utils.datasets import load_data
 from utils.distributed import select_device
 from utils.errors import UserError, run_script
 from utils.plots import annotate
@@ -26,10 +28,11 @@ class PredictArguments:
 
     weights: str = flag(
         "weights/digits.pt",
-        "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt)",
+        "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt), .onnx, .torchscript, or an OpenVINO folder",
     )
     model: str = flag("", "architecture, for a plain state dict that does not tell")
     source: str = flag("data/images", "image, folder (recursive), glob, .txt list, video, webcam number, or stream URL")
+    data: str = flag("", "data whose class names to use, where the weights carry none")
     topk: int = flag(5, "classes per image")
     batch_size: int = flag(16, "images per forward pass", "--batch")
     imgsz: int | None = flag(None, "side of the input, pixels; the weights' own where not given", "--img", "--img-size")
@@ -53,8 +56,10 @@ def main() -> None:
             raise UserError(f"{name.replace('_', '-')} is {getattr(a, name)}; it must be at least 1")
     source = open_source(a.source if "source" in given else str(ROOT / a.source), a.vid_stride)
     device = select_device(a.device)
+    share_cores_(device, source)  # before a runtime takes its threads
     backend = open_backend(a.weights if "weights" in given else str(ROOT / a.weights), device, a.half, a.model or None, a.imgsz)
-    share_cores_(device, source)
+    if a.data:
+        name_outputs_(backend, load_data(a.data).class_names, a.data)
     for note in backend.notes:
         print(f"note   {note}")
     warm_up(backend, min(a.batch_size, source.files) or 1)

@@ -21,7 +21,10 @@ SHOWN_CLASSES = 100  # more are printed with --verbose only
 class ValArguments:
     """Flags of val.py."""
 
-    weights: str = flag("weights/digits.pt", "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt)")
+    weights: str = flag(
+        "weights/digits.pt",
+        "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt), .onnx, .torchscript, or an OpenVINO folder",
+    )
     model: str = flag("", "architecture, for a plain state dict that does not tell")
     data: str = flag("digits", "built-in data set, folder, or YAML")
     split: str = flag("val", "val, test or train; without a val folder, val is the part that training held out")

@@ -134,6 +134,8 @@ def _narrowed(
     has_weights = bool(arguments.weights or arguments.pretrained)
     if before:
         raise UserError(f"{arguments.weights} is pruned already; to cut it further use prune.py")
+    if spec.quantization:
+        raise UserError(f"{arguments.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     if has_weights != bool(arguments.ranks):
         raise UserError(
             "--compress_rate with --weights needs --ranks FOLDER, the ranks that prune.py writes: python prune.py --weights "

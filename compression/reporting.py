@@ -9,6 +9,7 @@ from compression.arguments import TrainArguments
 from compression.feeding import Feed
 from compression.schedule.scheduler import CompressionScheduler
 from compression.summaries import masks_table, render, sparsity_of
+from models.quantized import weights_by_name
 from utils import distributed
 from utils.checkpoint import write_text
 from utils.engine import Run
@@ -49,7 +50,7 @@ class SparsityReport(EpochReports):
             lines = [",".join(f"{row[name]:.6g}" for name in names) for row in self.rows]
             write_text(self.history.folder / "sparsity.csv", "\n".join([",".join(names), *lines]) + "\n")
         if self.prints_masks and distributed.is_main():
-            print(render(masks_table(self.scheduler.masks.values, dict(run.model.named_parameters()))), flush=True)
+            print(render(masks_table(self.scheduler.masks.values, weights_by_name(run.model))), flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -63,7 +64,7 @@ class ParameterHistograms(EpochReports):
 
     def on_epoch_end(self, run: Run) -> None:
         if self.history.writer:
-            for name, parameter in run.averaged.named_parameters():
+            for name, parameter in weights_by_name(run.averaged).items():
                 self.history.writer.add_histogram(name, parameter.detach().float().cpu(), run.epoch + 1)
 
 

@@ -95,6 +95,8 @@ def load_subject(a: PruneArguments) -> Subject:
         loaded = load_classifier(a.weights, a.model or None)
         if wanted and wanted != loaded.spec.name:
             raise UserError(f"--model {a.model} does not go with {a.weights}, which is a {loaded.spec.name}; leave --model out")
+        if loaded.spec.quantization:
+            raise UserError(f"{a.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     else:
         name, definition = resolve_model(a.model)
         spec = ModelSpec(name, a.num_classes, default_size(name) if a.imgsz is None else a.imgsz, definition=definition)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from models.quantized import weights_by_name
 from utils.errors import unknown
 from utils.modes import eval_mode
 from utils.profile import count_macs, example_input
@@ -34,7 +35,7 @@ def summary(kind: str, model: nn.Module, spec: ModelSpec) -> str:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of two dimensions or more that are not empty, detached."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.ndim > 1 and parameter.numel()}
+    return {name: parameter.detach() for name, parameter in weights_by_name(model).items() if parameter.ndim > 1 and parameter.numel()}
 
 
 def sparsity_of(model: nn.Module) -> tuple[dict[str, float], float]:

@@ -9,7 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from models.exported import ExportedBackend, Start
 from models.loading import Loaded, load_classifier
+from models.onnx_backend import OnnxRuntime
+from models.openvino_backend import OpenVinoRuntime
+from models.torchscript_backend import TorchScriptRuntime
 from utils.engine import classifier
 from utils.errors import UserError
 from utils.precision import Precision
@@ -57,7 +61,26 @@ class TorchBackend:
 
 Opener = Callable[[Path, torch.device, bool, str | None, int | None], Backend]
 
-BACKENDS: dict[str, Opener] = dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend.open)
+
+def exported(start: Start) -> Opener:
+    """Return the opener of a kind of exported file."""
+
+    def open_(path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> Backend:
+        if model_name:
+            raise UserError(f"{path} is an exported network; leave --model {model_name} out")
+        return ExportedBackend(start(path, device, half), path, imgsz)
+
+    return open_
+
+
+FOLDER = "an OpenVINO folder"
+BACKENDS: dict[str, Opener] = {
+    **dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend.open),
+    ".onnx": exported(OnnxRuntime),
+    ".torchscript": exported(TorchScriptRuntime),
+    ".xml": exported(OpenVinoRuntime),
+    FOLDER: exported(OpenVinoRuntime),
+}
 
 
 def open_backend(
@@ -66,7 +89,7 @@ def open_backend(
     """Open a classifier's file.
 
     Args:
-        weights: the file.
+        weights: the file, or an OpenVINO model's folder.
         device: where to run it.
         half: compute in half precision where the device has it.
         model_name: the architecture, for a plain state dict that does not tell.
@@ -76,9 +99,10 @@ def open_backend(
         UserError: no backend reads this kind of file, or the file is not sound.
     """
     path = Path(weights)
-    if path.suffix.lower() not in BACKENDS:
+    kind = FOLDER if path.is_dir() else path.suffix.lower()
+    if kind not in BACKENDS:
         raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join(BACKENDS)}")
-    return BACKENDS[path.suffix.lower()](path, device, half, model_name, imgsz)
+    return BACKENDS[kind](path, device, half, model_name, imgsz)
 
 
 def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:

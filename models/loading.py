@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ARCHITECTURES, build, resolve_model
+from models.quantized import prepare_
 from models.widths import group_counts, resize_
 from utils import inert
 from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
@@ -91,7 +92,7 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
 
 
 def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
-    """Build a network with the widths of the weights that it will take.
+    """Build a network with the widths of the weights that it will take, quantized where it was.
 
     Where channels were cut (the file has a pruning plan), the shapes in the file carry the widths. The head keeps the
     specification's classes and the stem its input channels.
@@ -103,8 +104,25 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
     plan = file.checkpoint.get("plan")
     if not isinstance(plan, dict | None):
         raise UserError(f"{file.path} is damaged: its pruning plan is no mapping but {type(plan).__name__}")
-    if not plan:
-        return model
+    if plan:
+        _narrow_(model, spec, file)
+    if spec.quantization:
+        _quantize_(model, spec, file.path)
+    return model
+
+
+def _quantize_(model: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Replace the modules that a specification says are quantized, in place."""
+    if not isinstance(spec.quantization, dict):
+        raise UserError(f"{path} is damaged: its quantization is no mapping but {type(spec.quantization).__name__}")
+    try:
+        prepare_(model, spec.quantization)
+    except UserError as error:
+        raise UserError(f"{path} is damaged, or of another version: {error}") from None
+
+
+def _narrow_(model: nn.Module, spec: ModelSpec, file: WeightsFile) -> None:
+    """Give a network the widths of a file's tensors, in place."""
     target = model.state_dict()
     state = {name: tensor for name, tensor in file.state.items() if name in target and tensor.ndim == target[name].ndim}
     head, stem = _head(target), next((name for name, value in target.items() if value.ndim == 4), None)
@@ -122,7 +140,6 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
     except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{file.path} is damaged: its tensors' shapes make no {spec.name} at {spec.imgsz} px ({reason})") from None
-    return model
 
 
 def _check_groups(spec: ModelSpec, model: nn.Module, path: Path) -> None:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import predict
 import val
 from compression.arguments import PruneArguments, TrainArguments
+from compression.exporting.arguments import ExportArguments
 from tests.conftest import ROOT
 from utils.arguments import flag_table
 
-SCRIPTS = {"train.py": TrainArguments, "prune.py": PruneArguments, "val.py": val.ValArguments, "predict.py": predict.PredictArguments}
+SCRIPTS = {
+    "train.py": TrainArguments,
+    "prune.py": PruneArguments,
+    "export.py": ExportArguments,
+    "val.py": val.ValArguments,
+    "predict.py": predict.PredictArguments,
+}
 BEGIN, END = "<!-- flags -->\n", "\n<!-- /flags -->"
 
 

@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, name: str, lr0: float, momentum: float, dec
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                (biases if key == "bias" else norms if isinstance(module, NORMS) else weights).append(parameter)
+                (biases if key in ("bias", "float_bias") else norms if isinstance(module, NORMS) else weights).append(parameter)
     if not (biases or weights or norms):
         raise UserError("every parameter is frozen; there is nothing to train")
     optimizer_class, options, has_fused = OPTIMIZERS[name]

@@ -83,9 +83,16 @@ def zero_idle_gradients_(model: nn.Module, inputs: Tensor) -> list[str]:
         handle.remove()
     names = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and module in used and not used[module].all() and module.weight.requires_grad:
+        if (
+            isinstance(module, nn.Conv2d)
+            and module in used
+            and not used[module].all()
+            and getattr(module, "float_weight", module.weight).requires_grad
+        ):
             idle = ~used[module].to(module.weight.device)
-            module.weight.register_hook(lambda gradient, idle=idle: gradient.masked_fill(idle, 0.0))
+            # What a quantized layer computes with is made of its weight at every pass; the layer hands the hook on.
+            register = getattr(module, "hook_image", module.weight.register_hook)
+            register(lambda gradient, idle=idle: gradient.masked_fill(idle, 0.0))
             names.append(name)
     return names
 

@@ -32,6 +32,7 @@ class ModelSpec:
             eps is not in a state dict, so an imported network would otherwise change on reload.
         groups: numbers of groups of the convolutions and group norms (by module name) that differ from what the
             architecture builds, because channels were cut; no tensor's shape tells them.
+        quantization: how modules (by name) were replaced by quantized ones, as ``models.quantized.recipe_of`` says it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelSpec:
     crop_fraction: float = 1.0
     norm_eps: dict[str, float] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from compression.calibration import Calibration
 from compression.channels import trace
 from compression.criteria import score
 from compression.graph import ChannelGraph
+from models.quantized import is_quantized, plain_copy, weights_by_name
 from utils.errors import UserError
 from utils.modes import eval_mode
 
@@ -41,7 +41,7 @@ class Evidence:
     def graph(self) -> ChannelGraph:
         """The channel groups."""
         if self._graph is None:
-            self._graph = trace(deepcopy(self.model).cpu().eval(), self.inputs()[:1].cpu())
+            self._graph = trace(plain_copy(self.model).cpu().eval(), self.inputs()[:1].cpu())
         return self._graph
 
     def forget_graph(self) -> None:
@@ -75,8 +75,9 @@ class Evidence:
 
         Equal scores are told apart by a billionth of the scale, in the criterion's own order.
         """
-        with eval_mode(self.model):
-            scored = score(criterion, self.model, self.graph, self.examples, self.seed).groups
+        model = plain_copy(self.model) if is_quantized(self.model) else self.model  # the graph is that of the plain layers
+        with eval_mode(model):
+            scored = score(criterion, model, self.graph, self.examples, self.seed).groups
         found: dict[str, Tensor] = {}
         for group in self.graph.prunable:
             if group.name in scored:
@@ -92,7 +93,7 @@ class Evidence:
 
     def gradients(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Return gradients of the mean cross-entropy over the first calibration images, in eval mode."""
-        parameters = dict(self.model.named_parameters())
+        parameters = weights_by_name(self.model)
         wanted = [parameters[name] for name in names]
         flags = [parameter.requires_grad for parameter in wanted]
         examples = self.examples.head(GRADIENT_IMAGES)

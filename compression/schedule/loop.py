@@ -31,6 +31,7 @@ from compression.calibration import Calibration
 from compression.narrowing import spec_of
 from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.scheduler import CompressionScheduler, report_on_main
+from models.quantized import weights_by_name
 from models.widths import group_counts, resize_
 from utils.ema import EMA
 from utils.hooks import LoopState
@@ -95,7 +96,7 @@ class ScheduledLoop:
             seed=seed,
             restructured=restructured,
         )
-        names = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        names = {name: parameter.ndim for name, parameter in weights_by_name(model).items()}
         read = parse_schedule(schedule, names) if isinstance(schedule, Mapping) else read_schedule(schedule, names)
         inputs, labels = examples or (torch.empty(0), torch.empty(0, dtype=torch.int64))
         given = Examples(inputs, labels, spec or ModelSpec("", 1), BATCH)
@@ -140,12 +141,12 @@ class ScheduledLoop:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state, before the model's and the optimizer's own: a thinned network gets its widths here."""
         structure, model, optimizer = state["structure"], self.state.model, self.state.optimizer
-        old, counts = dict(model.named_parameters()), group_counts(model)
+        old, counts = weights_by_name(model), group_counts(model)
         shapes = {name: torch.empty(shape, device="meta") for name, shape in structure["shapes"].items()}
         resize_(model, shapes, structure["groups"])
         if self.state.ema:
             resize_(self.state.ema.model, shapes, structure["groups"])
-        new = dict(model.named_parameters())
+        new = weights_by_name(model)
         renewed = {parameter: new[name] for name, parameter in old.items()}
         for group in optimizer.param_groups:
             group["params"] = [renewed.get(parameter, parameter) for parameter in group["params"]]

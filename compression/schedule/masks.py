@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.cutting import Cut
+from models.quantized import weights_by_name
 from utils.hooks import LoopState
 
 
@@ -38,7 +39,7 @@ class Masks:
     @torch.no_grad()
     def set_(self, run: LoopState, masks: Mapping[str, Tensor], double: bool = False, mask_gradients: bool = False) -> None:
         """Take up masks, and apply them."""
-        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name, mask in masks.items():
             parameter = parameters[name]
             mask = torch.empty_like(parameter).copy_(mask)
@@ -58,7 +59,7 @@ class Masks:
     @torch.no_grad()
     def rewrite_(self, run: LoopState, weights: Mapping[str, Tensor]) -> None:
         """Give weights new values: what is hidden of them, and their average, too."""
-        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name, values in weights.items():
             held = [self.hidden[name]] if name in self.hidden else []
             for tensor in (parameters[name], averages[name], *held):
@@ -78,14 +79,14 @@ class Masks:
     @torch.no_grad()
     def keep_(self, run: LoopState, names: Iterable[str]) -> None:
         """Make double masks plain, for good."""
-        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name in sorted(self.double & set(names)):
             self._settle_(run, name, parameters[name], averages[name])
 
     @torch.no_grad()
     def release_(self, run: LoopState, names: Iterable[str], double_only: bool = True) -> None:
         """Take masks away; what a double mask hid comes back."""
-        parameters, averages = dict(run.model.named_parameters()), dict(run.averaged.named_parameters())
+        parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name in names:
             if name in self.hidden:
                 full = self.hidden.pop(name)
@@ -100,7 +101,7 @@ class Masks:
     @torch.no_grad()
     def before_step_(self, run: LoopState) -> None:
         """Show the optimizer full weights under double masks, and no gradient of weights under plain ones."""
-        parameters = dict(run.model.named_parameters())
+        parameters = weights_by_name(run.model)
         for name in list(self.hidden):
             parameters[name].copy_(self.hidden.pop(name))
         gradients, masks = [], []
@@ -117,8 +118,8 @@ class Masks:
         """Apply the masks to what a step has changed."""
         if not self.values:
             return
-        parameters = dict(run.model.named_parameters())
-        averages = dict(run.ema.model.named_parameters()) if run.ema else {}
+        parameters = weights_by_name(run.model)
+        averages = weights_by_name(run.ema.model) if run.ema else {}
         plain = [name for name in self.values if name not in self.double]
         if plain:
             masks = [self.values[name] for name in plain]
@@ -152,7 +153,7 @@ class Masks:
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
         """Take up what ``state_dict`` returned, for a model of the same shapes."""
-        parameters = dict(model.named_parameters())
+        parameters = weights_by_name(model)
 
         def like(name: str, tensor: Tensor) -> Tensor:
             return torch.empty_like(parameters[name], requires_grad=False).copy_(tensor)

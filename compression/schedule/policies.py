@@ -21,6 +21,7 @@ from compression.regularizers.regularizer import Regularizer
 from compression.schedule.evidence import Evidence
 from compression.schedule.masks import Masks
 from compression.schedule.windows import Window
+from models.quantized import weights_by_name
 from utils import distributed
 from utils.errors import UserError
 from utils.hooks import Hook, LoopState
@@ -90,7 +91,7 @@ class PruningPolicy(Hook):
         Raises:
             UserError: it can't.
         """
-        self.pruner.check({key: parameter.detach() for key, parameter in self.evidence.model.named_parameters()})
+        self.pruner.check({key: parameter.detach() for key, parameter in weights_by_name(self.evidence.model).items()})
 
     def reached(self, epochs: int) -> int:
         """Return the epoch at which its target is reached in a run of so many epochs; -1 where it has none."""
@@ -127,7 +128,7 @@ class PruningPolicy(Hook):
             self.masks.release_(run, self.pruner.parameters())
 
     def _ask(self, run: LoopState) -> None:
-        weights = {name: self.masks.full(name, parameter) for name, parameter in run.model.named_parameters()}
+        weights = {name: self.masks.full(name, parameter) for name, parameter in weights_by_name(run.model).items()}
         if self.options.fold_batchnorm:
             weights |= fold_batchnorm(run.model, weights, self.pruner.parameters())
         generator = torch.Generator().manual_seed(mix_seed(run.seed, zlib.crc32(self.name.encode()), run.epoch, run.step))
@@ -198,19 +199,19 @@ class RegularizationPolicy(Hook):
         return -1 if last is None or not (self.options.keep_mask and self.regularizer.thresholds) else last
 
     def before_backward_pass(self, run: LoopState) -> Tensor:
-        term = self.regularizer.loss(dict(run.model.named_parameters()))
+        term = self.regularizer.loss(weights_by_name(run.model))
         run.loss_parts[self.name] = term
         return run.loss + term
 
     def on_minibatch_end(self, run: LoopState) -> None:
-        parameters = dict(run.model.named_parameters())
+        parameters = weights_by_name(run.model)
         masks = self.regularizer.masks({name: parameter.detach() for name, parameter in parameters.items()})
         if not masks:
             return
         if self.options.keep_mask and run.epoch == self.window.last_within(run.epochs) and run.step == run.steps_per_epoch - 1:
             self.masks.set_(run, agreed(Decision(masks)).masks)
         else:
-            averages = dict(run.averaged.named_parameters())
+            averages = weights_by_name(run.averaged)
             with torch.no_grad():
                 for name, mask in masks.items():
                     for tensor in (parameters[name], averages[name]):

@@ -51,7 +51,7 @@ class Section:
 SECTIONS = {
     "pruners": Section("pruner", PRUNERS, PruningOptions),
     "regularizers": Section("regularizer", REGULARIZERS, RegularizingOptions),
-    "quantizers": Section("quantizer", QUANTIZERS),
+    "quantizers": Section("quantizer", QUANTIZERS, endless=True),
     "lr_schedulers": Section("lr_scheduler", {}, endless=True),
     "extensions": Section("extension", EXTENSIONS, ignored=("thinning_func_str", "arch", "dataset", "layer_names")),
     "distillers": Section("distiller", {"KnowledgeDistillation": KnowledgeDistillation}, endless=True),

@@ -14,6 +14,7 @@ from compression.distillation import DistillationArguments, check
 from compression.schedule.reading import Entry, Schedule, read_schedule, with_entry
 from compression.schedule.teaching import KnowledgeDistillation
 from compression.schedule.windows import FOREVER, Window
+from models.quantized import weights_by_name
 from utils.errors import UserError
 
 
@@ -32,7 +33,7 @@ def requested_schedule(arguments: TrainArguments, model: nn.Module, copy: Path |
     schedule = None
     if arguments.compress:
         path = copy if copy and copy.is_file() else arguments.compress
-        schedule = read_schedule(path, {name: parameter.ndim for name, parameter in model.named_parameters()})
+        schedule = read_schedule(path, {name: parameter.ndim for name, parameter in weights_by_name(model).items()})
     if distils(arguments):
         if schedule and schedule.of("distiller"):
             raise UserError(f"{schedule.source} distils already; leave the --kd-* flags out, or its distiller")

@@ -12,10 +12,12 @@ from compression.distillation import DistillationLossWeights, load_teacher
 from compression.schedule.evidence import Evidence, dead_units, followers_of
 from compression.schedule.masks import Masks
 from compression.schedule.policies import LearningRatePolicy, PruningPolicy, RegularizationPolicy
+from compression.schedule.quantizing import QuantizationPolicy, check_order
 from compression.schedule.reading import Entry, Schedule
 from compression.schedule.teaching import ScheduledDistillation
 from compression.schedule.timeline import warnings
 from compression.thinning import FilterRemover, ThinningPolicy
+from models.quantized import is_quantized, weights_by_name
 from utils import distributed
 from utils.errors import UserError
 from utils.hooks import Hook, LoopState
@@ -55,6 +57,7 @@ class CompressionScheduler(Hook):
         self.masks = Masks()
         self.evidence = Evidence(run.model, calibration, run.seed)
         self.policies = [self._checked(entry, run) for entry in schedule.entries]
+        check_order(self.policies, run.epochs)
         self.ended: set[int] = set()
         # The filters that will be removed are masked with their biases and norms, so that the removal changes nothing.
         self.removes_filters = any(isinstance(entry.instance, FilterRemover) for entry in schedule.of("extension"))
@@ -81,6 +84,8 @@ class CompressionScheduler(Hook):
             return LearningRatePolicy(entry.name, entry.instance.of(initial, run.epochs), entry.window)
         if entry.kind == "extension":
             return ThinningPolicy(entry.name, entry.instance.role, entry.window, self.masks, self.evidence, self.report)
+        if entry.kind == "quantizer":
+            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, self.report)
         if entry.kind == "distiller":
             return self._teaching(entry, run)
         raise UserError(f"this version has no {entry.kind}")
@@ -112,6 +117,8 @@ class CompressionScheduler(Hook):
                 self.ended.add(place)
                 if isinstance(policy, PruningPolicy):
                     policy.on_window_end(run)
+        for policy in self._quantizing():
+            policy.check_start(run)
         for policy in self.active(run):
             policy.on_epoch_begin(run)
         if run.step == 0:
@@ -137,19 +144,26 @@ class CompressionScheduler(Hook):
         for policy in self.active(run):
             policy.on_minibatch_end(run)
         self.masks.after_step_(run)
+        for policy in self._quantizing():
+            policy.refresh_(run)
 
     def on_epoch_end(self, run: LoopState) -> None:
         for policy in self.active(run):
             policy.on_epoch_end(run)
+        for policy in self._quantizing():
+            policy.refresh_(run)
+
+    def _quantizing(self) -> list[QuantizationPolicy]:
+        return [policy for policy in self.policies if isinstance(policy, QuantizationPolicy)]
 
     def _mask_followers(self, run: LoopState) -> None:
         """Mask the biases and norms of filters that are masked whole, where the schedule will remove them."""
-        if not self.removes_filters:
+        if not self.removes_filters or is_quantized(run.model):  # all removals lie behind
             return
         plain = {name: mask for name, mask in self.masks.values.items() if name not in self.masks.double and mask.ndim > 1}
         if not plain or all(bool(mask.all()) for mask in plain.values()):
             return
-        parameters = dict(run.model.named_parameters())
+        parameters = weights_by_name(run.model)
         alive = {name: plain.get(name, tensor.new_ones(())).expand_as(tensor) != 0 for name, tensor in run.model.state_dict().items()}
         masks = followers_of(self.evidence.graph, dead_units(self.evidence.graph, alive, "producer"), parameters)
         self.masks.set_(run, {name: mask * self.masks.values.get(name, mask) for name, mask in masks.items()})

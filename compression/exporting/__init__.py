@@ -1,0 +1,1 @@
+"""From a classifier to files that run without this project: written, quantized, audited, measured."""

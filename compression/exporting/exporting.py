@@ -1,0 +1,157 @@
+"""An export run: a classifier in; files out, each run in its runtime and measured beside the eager network."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compression.calibration import sample
+from compression.exporting.arguments import ExportArguments, check_arguments
+from compression.exporting.formats import FORMATS, QUANTIZABLE
+from compression.exporting.graphs import Source
+from compression.exporting.learned import is_linear, learned_ranges
+from compression.exporting.measuring import TOLERANCE, Row, choose, comparison_images, difference_of, make_row, measure_latencies
+from models.backends import Backend, TorchBackend, open_backend, warm_up
+from models.loading import load_classifier
+from models.metadata import Metadata
+from models.quantized import is_quantized, plain_copy
+from models.validation import load_for, measure
+from utils.errors import UserError
+from utils.splits import ImageData
+
+COMPARED = 16  # images
+EVALUATION_BATCH = 128
+RECORDED = ("val_fraction", "seed")  # of the training run: how validation images were held out
+EXPORTED = (".onnx", ".torchscript", ".xml")
+ROUNDING_TOLERANCE = 0.1  # where the graph itself rounds, a last bit may fall to the other side
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Exported:
+    """What a run made.
+
+    Attributes:
+        eager: top-1 and latency of the network in torch.
+        rows: the files.
+        ship: format -> the file to use.
+        notes: what the user should know, the reasons against int8 among it.
+    """
+
+    eager: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    ship: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what results.json holds."""
+        return {"formats": [row.to_dict() for row in self.rows], "eager": self.eager, "ship": self.ship}
+
+
+@dataclass
+class Subject:
+    """What is exported, and what it is measured with.
+
+    Attributes:
+        reference: the network in torch.
+        in_float: the same without the rounding of quantization-aware training, if it was trained so; what fp32 files compute.
+        data: with train and validation splits; None without --data.
+        compared: images whose outputs are compared, uint8 [B, S, S, C].
+    """
+
+    reference: TorchBackend
+    in_float: TorchBackend
+    source: Source
+    data: ImageData | None
+    compared: Tensor
+    workers: int
+
+    def top1(self, backend: Backend) -> float | None:
+        """Return the accuracy on the validation images."""
+        if self.data is None:
+            return None
+        return measure(backend, self.data, "val", EVALUATION_BATCH, self.workers, CPU).evaluation.top1
+
+
+def load_subject(a: ExportArguments) -> Subject:
+    """Check the flags, and load the classifier and the images; nothing is written.
+
+    Raises:
+        UserError: something in the arguments, the data or the weights does not fit, or a library is missing.
+    """
+    check_arguments(a, FORMATS, QUANTIZABLE)
+    for name in dict.fromkeys(a.include):
+        FORMATS[name].check(a.int8)
+    if Path(a.weights).is_dir() or Path(a.weights).suffix.lower() in EXPORTED:
+        raise UserError(f"{a.weights} has been exported already; give the checkpoint that it was made from")
+    loaded = load_classifier(a.weights, a.model or None)
+    reference = TorchBackend(loaded, CPU, imgsz=a.imgsz)
+    warm_up(reference, 1, passes=1)
+    data = load_for(reference, a.data, "val", None, None, a.download) if a.data else None
+    spec = reference.spec
+    calibration = sample(data.split("train"), spec, a.images, 32, a.seed) if data and a.int8 else None
+    metadata = Metadata(
+        spec,
+        preprocessing=a.with_preprocess,
+        softmax=a.with_preprocess,
+        batch_size=None if a.dynamic else a.batch_size,
+        named=reference.named or data is not None,
+        record={name: reference.record[name] for name in RECORDED if name in reference.record},
+    )
+    compared = comparison_images((spec.imgsz, spec.imgsz, spec.channels), COMPARED, a.seed)
+    if data and len(data.split("val")):
+        compared = sample(data.split("val"), spec, COMPARED, COMPARED, a.seed).images
+    # The reference is channels-last in memory, which would end up in the graph as transpositions.
+    model = deepcopy(reference.model).to(memory_format=torch.contiguous_format)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    in_float, learned = reference, None
+    if is_quantized(model):
+        learned = learned_ranges(model) if a.int8 else None
+        if is_linear(model):
+            model = plain_copy(model).eval()
+            in_float = TorchBackend(replace(loaded, model=plain_copy(reference.model).eval(), notes=[]), CPU, imgsz=a.imgsz)
+    return Subject(reference, in_float, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
+
+
+def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
+    """Write the files into a folder, run each, and choose.
+
+    Raises:
+        UserError: the network can't be exported, or a file does not compute what it should.
+    """
+    formats, stem = list(dict.fromkeys(a.include)), Path(a.weights).stem
+    precisions = ["fp16" if a.half else "fp32", *(["int8"] if a.int8 else [])]
+    paths = {}
+    for name in formats:
+        for precision in precisions:
+            path = folder / f"{stem}{'' if precision == 'fp32' else f'_{precision}'}{FORMATS[name].suffix}"
+            FORMATS[name].write(subject.source, precision, path)
+            paths[name, precision] = path
+    backends = {key: open_backend(str(path), CPU) for key, path in paths.items()}
+    rounded, plain = (backend.logits(subject.compared) for backend in (subject.reference, subject.in_float))
+    softmax = subject.source.metadata.softmax
+    eager_ms, *latencies = measure_latencies([subject.reference, *backends.values()], subject.compared[:1])
+    exported = Exported({"top1": subject.top1(subject.reference), "latency_ms": eager_ms}, notes=list(subject.reference.notes))
+    for ((name, precision), backend), latency in zip(backends.items(), latencies, strict=True):
+        path, logits = paths[name, precision], rounded if precision == "int8" else plain
+        # Also alone: a graph that is right for one number of images may be wrong for another.
+        difference = max(difference_of(logits[:n], backend.logits(subject.compared[:n]), softmax) for n in (1, len(logits)))
+        audit = FORMATS[name].audit(subject.source, path)
+        tolerance = ROUNDING_TOLERANCE if is_quantized(subject.source.model) else TOLERANCE
+        row = make_row(name, precision, path, subject.top1(backend), latency, difference, audit, tolerance)
+        exported.rows.append(row)
+        if precision == "fp16" and latency > eager_ms:
+            exported.notes.append(f"{name}: fp16 is slower on this CPU than fp32 in torch ({latency:.2f} against {eager_ms:.2f} ms)")
+    for name in formats:
+        base, *rest = (row for row in exported.rows if row.format == name)
+        chosen, reasons = choose(base, rest[0] if rest else None, a.max_drop)
+        exported.ship[name] = chosen.path
+        if reasons:
+            exported.notes.append(f"{name}: int8 is not the one to use: {'; '.join(reasons)}")
+    return exported

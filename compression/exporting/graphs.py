@@ -1,0 +1,236 @@
+"""From a network to the graphs that leave the project: ONNX with layers named after modules, and TorchScript."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compression.calibration import Calibration
+from compression.exporting.learned import Learned
+from models.exported import one_line, optional_module
+from models.metadata import KEY, Metadata
+from utils.errors import UserError
+from utils.spec import ModelSpec
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # ONNX's operators that multiply by weights
+WRAPPED = "network."  # before the names of the classifier's own tensors in a graph
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules around it, then the operation
+CALIBRATION_BATCH = 32
+
+
+class Shipped(nn.Module):
+    """What goes into a file: the classifier in float32 or float16, on request between normalisation and softmax.
+
+    Args:
+        network: the classifier, in eval mode.
+        spec: mean and std.
+        baked: take uint8 [B, S, S, C] and give probabilities [B, classes]; else normalised float32 [B, C, S, S] and logits.
+        half: compute in float16; inputs and outputs stay as they are.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, baked: bool, half: bool) -> None:
+        super().__init__()
+        self.network = deepcopy(network).half() if half else network
+        self.baked, self.half_ = baked, half
+        self.register_buffer("mean", torch.tensor(spec.mean) * 255)
+        self.register_buffer("scale", 1 / (torch.tensor(spec.std) * 255))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2) if self.baked else images
+        logits = self.network(x.half()).float() if self.half_ else self.network(x)
+        return logits.softmax(1) if self.baked else logits
+
+
+@dataclass
+class Source:
+    """A classifier that is to be exported.
+
+    Attributes:
+        model: float32, in eval mode, on the CPU.
+        metadata: of the files, but for the precision.
+        opset: version of ONNX's operators.
+        calibration: training images, for int8.
+        learned: the ranges that quantization-aware training has learned, for int8; the model is then the one without
+            rounding. None where it was not trained so.
+    """
+
+    model: nn.Module
+    metadata: Metadata
+    opset: int = 18
+    calibration: Calibration | None = None
+    learned: Learned | None = None
+    graphs: dict[bool, Any] = field(default_factory=dict)
+
+    def shipped(self, half: bool) -> Shipped:
+        """Return what goes into a file."""
+        return Shipped(self.model, self.metadata.spec, self.metadata.preprocessing, half).eval()
+
+    def example(self) -> Tensor:
+        """Return zeros that the file will take; two images where it takes any number, so that one is not taken for fixed."""
+        shape = [size or 2 for size in self.metadata.input_shape]
+        return torch.zeros(shape, dtype=getattr(torch, self.metadata.input_type))
+
+    def onnx(self, half: bool = False) -> Any:
+        """Return the network as an ONNX model, with a copy of its own; the export happens once."""
+        if half not in self.graphs:
+            self.graphs[half] = to_onnx(self.shipped(half), self.example(), self.metadata.batch_size is None, self.opset)
+        return deepcopy(self.graphs[half])
+
+    def calibration_inputs(self) -> Iterator[NDArray[Any]]:
+        """Yield the calibration images as the file takes them; a last batch that is short is filled from the first images."""
+        assert self.calibration is not None, "int8 is refused without --data"
+        size = self.metadata.batch_size or min(CALIBRATION_BATCH, len(self.calibration))
+        images = self.calibration.images
+        order = np.resize(np.arange(len(images)), -(-len(images) // size) * size)
+        whole = Calibration(images[order], self.calibration.labels[order], self.calibration.spec, size)
+        if self.metadata.preprocessing:
+            yield from (part.numpy() for part in whole.images.split(size))
+        else:
+            yield from (inputs.contiguous().numpy() for inputs, _ in whole.batches())
+
+
+def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> Any:
+    """Export a network to an ONNX model, batch norm folded into convolutions where it follows them.
+
+    Args:
+        network: in eval mode.
+        example: an input.
+        dynamic: whether the number of images stays open.
+        opset: version of the operators.
+
+    Raises:
+        UserError: the exporter does not understand the network, or the export's libraries are not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        optional_module(name, "export to ONNX")
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    names = ("images", "probabilities" if getattr(network, "baked", False) else "logits")
+    try:
+        with quiet():
+            # Exported here and not by torch.onnx, which falls back to a draft that is right for the example's size alone.
+            traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                traced, dynamo=True, opset_version=opset, input_names=names[:1], output_names=names[1:], verbose=False
+            )
+    except Exception as error:  # the exporter wraps whatever happens in errors of its own
+        reason = one_line(error.__cause__ or error)
+        raise UserError(f"this network can't be exported{' with --dynamic' if dynamic else ''} ({reason})") from None
+    assert program is not None
+    model = program.model_proto
+    written = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if written != opset:
+        raise UserError(f"this network can't be written in opset {opset}; it needs {written}: give --opset {written}")
+    name_layers_(model)
+    clean_(model)
+    return model
+
+
+def clean_(model: Any) -> None:
+    """Remove what the exporter notes down beside the graph, in place: stack traces, with the paths of this machine."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def name_layers_(model: Any) -> None:
+    """Name the nodes that multiply by weights, and their weights, after the modules, in place.
+
+    The names survive quantization and the runtimes' own optimisation, so that an audit can tell which layer is which.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    uses: dict[str, int] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            uses[name] = uses.get(name, 0) + 1
+    renamed, taken = {}, set()
+    for i, node in enumerate(model.graph.node):
+        weight = next((name for name in node.input if name in weights), None) if node.op_type in LAYERS else None
+        if weight is None:
+            continue
+        name = weight.removesuffix(".weight") if weight.endswith(".weight") else _scope(node) or node.name.removeprefix("node_")
+        name = name.removeprefix(WRAPPED)
+        name = f"{name}.{i}" if name in taken else name
+        taken.add(name)
+        node.name = name
+        if uses[weight] == 1:
+            renamed[weight] = f"{name}.weight"
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    rest = [value for value in model.graph.value_info if value.name not in renamed]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(rest)
+
+
+def _scope(node: Any) -> str:
+    """Return the module that a node comes from, as the exporter notes it: weights that it has transposed have no name."""
+    noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+    try:
+        scopes = ast.literal_eval(noted)
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+
+
+def layers_of(model: Any) -> list[str]:
+    """Return the names of the nodes that multiply by weights, in the graph's order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type in LAYERS and any(name in weights for name in node.input)]
+
+
+def describe_(model: Any, metadata: Metadata) -> Any:
+    """Write a file's description into an ONNX model, in place, and return the model."""
+    kept = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, metadata.to_json()
+    return model
+
+
+def to_torchscript(network: nn.Module, example: Tensor) -> Any:
+    """Trace a network and freeze it, batch norm folded.
+
+    Raises:
+        UserError: it can't be traced.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            return torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+    except Exception as error:
+        raise UserError(f"this network can't be traced to TorchScript ({one_line(error)})") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' progress, remarks and deprecations from the user's screen."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,89 @@
+"""Statistics of what a network's layers read, measured on images or read from a file.
+
+The file is Distiller's: ``layer: {inputs: {0: {min, max, avg_min, avg_max, mean, std, b}}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.activations import ChannelSums
+from compression.quantizers.clipping import Spread
+from compression.quantizers.layout import LAYERS
+from utils.errors import UserError
+from utils.modes import eval_mode
+from utils.options import Place, mapping, number
+from utils.yaml_files import read_yaml, write_yaml
+
+
+def measure_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Spread]:
+    """Measure the inputs of a network's convolutions and linear layers, in eval mode.
+
+    Args:
+        model: on any device.
+        batches: inputs [B, C, H, W], normalised: of training or validation images, never of test images.
+
+    Raises:
+        UserError: there are no batches.
+
+    ``b`` is the mean over batches of the distance from the batch's mean.
+    """
+    sums: dict[str, ChannelSums] = {}
+    distances: dict[str, list[float]] = {}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+
+    def collect(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        x = arguments[0].detach().float()
+        sums.setdefault(names[module], ChannelSums()).add(x, 1 if isinstance(module, nn.Conv2d) else x.ndim - 1)
+        distances.setdefault(names[module], []).append(float((x - x.mean()).abs().mean()))
+
+    device = next(model.parameters()).device
+    handles = [module.register_forward_pre_hook(collect) for module in names]
+    try:
+        with eval_mode(model), torch.no_grad():
+            for inputs in batches:
+                model(inputs.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not sums:
+        raise UserError("calibration needs images, and there are none")
+    found = {}
+    for name, measured in sums.items():
+        whole = measured.whole()
+        known = {field.name: whole[field.name] for field in fields(Spread) if field.name != "b"}
+        found[name] = Spread(**known, b=sum(distances[name]) / len(distances[name]))
+    return found
+
+
+def write_spreads(path: Path, spreads: Mapping[str, Spread]) -> None:
+    """Write statistics to a YAML file."""
+    write_yaml(path, {name: {"inputs": {0: asdict(spread)}} for name, spread in spreads.items()})
+
+
+def read_spreads(path: Path) -> dict[str, Spread]:
+    """Read statistics from a YAML file.
+
+    Raises:
+        UserError: something is missing or no number; layers without inputs are passed over.
+    """
+    found = {}
+    for name, values in read_yaml(path, "activation statistics").items():
+        place = Place(f"{path}: {name}", {}, {})
+        given = mapping(values, place).get("inputs")
+        if not given:
+            continue
+        first = mapping(given, place / "inputs").get(0, given.get("0"))
+        numbers = mapping(first, place / "inputs" / "0")
+        if missing := [field.name for field in fields(Spread) if field.name not in numbers]:
+            raise (place / "inputs").error(f"'{missing[0]}' is missing")
+        found[str(name)] = Spread(**{field.name: number()(numbers[field.name], place / field.name) for field in fields(Spread)})
+    if not found:
+        raise UserError(f"{path} says nothing of the inputs of layers: an entry is 'layer: {{inputs: {{0: {{min: ..., max: ...}}}}}}'")
+    return found

@@ -1,0 +1,67 @@
+"""What a quantizer finds out of a network by running it: the batch norm behind each layer, and who reads the input."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.modes import eval_mode
+
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of a network's layers.
+
+    Attributes:
+        norms: layer -> the batch norm that reads its output, where each of the two runs once in a pass.
+        first: layers that read the network's input itself.
+        run: layers that run at all.
+    """
+
+    norms: dict[str, str] = field(default_factory=dict)
+    first: frozenset[str] = frozenset()
+    run: frozenset[str] = frozenset()
+
+
+@torch.no_grad()
+def layout_of(model: nn.Module, inputs: Tensor) -> Layout:
+    """Run a network on inputs, in eval mode, and look at which tensor goes where."""
+    names = {module: name for name, module in model.named_modules()}
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other one gets their id
+    norms: dict[str, str] = {}
+    first: set[str] = set()
+    calls: Counter[str] = Counter()
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        calls[names[module]] += 1
+        if arguments and arguments[0] is inputs and isinstance(module, LAYERS):
+            first.add(names[module])
+        if arguments and id(arguments[0]) in outputs and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            layer, output = outputs[id(arguments[0])]
+            if module.running_var is not None and len(module.running_var) == output.shape[1]:
+                norms[layer] = names[module]
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[id(output)] = (names[module], output)
+
+    handles = []
+    for module in model.modules():
+        if isinstance(module, (*LAYERS, nn.modules.batchnorm._BatchNorm)):
+            handles.append(module.register_forward_pre_hook(before))
+        if isinstance(module, LAYERS):
+            handles.append(module.register_forward_hook(after))
+    try:
+        with eval_mode(model):
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    once = {layer: norm for layer, norm in norms.items() if calls[layer] == calls[norm] == 1}
+    return Layout(once, frozenset(first), frozenset(names[m] for m in names if isinstance(m, LAYERS) and calls[names[m]]))

@@ -1,0 +1,80 @@
+"""Bits by module: the quantizer's own, and those that patterns of names give to some modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from models.quantized.settings import MAX_BITS
+from utils.errors import UserError, nearest
+from utils.options import Place, integer, mapping, plain, shown
+
+FLOAT_BITS = 32  # what files write for "not quantized"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bits of a module's activations, weights and bias; None leaves them as they are."""
+
+    activations: int | None = None
+    weights: int | None = None
+    bias: int | None = None
+
+
+KEYS = {f"bits_{field.name}": field.name for field in fields(Bits)}
+
+
+def read_bits(value: Any, place: Place) -> int | None:
+    """Take a number of bits; nothing or 32 for "not quantized"."""
+    return None if value is None or (type(value) is int and value == FLOAT_BITS) else integer(1, MAX_BITS)(value, place)
+
+
+def read_overrides(value: Any, place: Place) -> dict[str, dict[str, int | None]]:
+    """Take a mapping from regular expressions of module names to bits, in the file's order."""
+    found: dict[str, dict[str, int | None]] = {}
+    for pattern, given in mapping(value if value is not None else {}, place).items():
+        inner = place / pattern
+        _expression(pattern, inner)
+        found[pattern] = {}
+        for key, item in mapping(given, inner).items():
+            if key not in KEYS:
+                raise inner.error(f"unknown key {shown(key)}.{nearest(str(key), KEYS)} Valid: {', '.join(KEYS)}")
+            found[pattern][key] = read_bits(item, inner / key)
+    return found
+
+
+def _expression(pattern: Any, place: Place) -> re.Pattern[str]:
+    if not isinstance(pattern, str) or not 0 < len(pattern) <= 200:
+        raise place.error(f"must be a regular expression of at most 200 characters, not {shown(pattern)}")
+    if re.search(r"[+*}][^)]*\)[+*{]", pattern):
+        raise place.error("repeats a repeat, which takes exponential time; write it without the outer one")
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise place.error(f"is no regular expression: {error}") from None
+
+
+def bits_by_name(default: Bits, given: Mapping[str, Mapping[str, int | None]], names: Iterable[str]) -> dict[str, Bits]:
+    """Return the bits of the modules that a pattern names: the first that matches a whole name wins.
+
+    Args:
+        default: the quantizer's own, which holds where a pattern says nothing.
+        given: pattern -> what it changes, in order.
+        names: of the modules; ``module.`` in a name or a pattern counts for nothing.
+
+    Raises:
+        UserError: a pattern matches no module.
+    """
+    names = list(names)
+    found: dict[str, Bits] = {}
+    for pattern, changes in given.items():
+        expression = _expression(pattern, Place("overrides", {}, {}) / pattern)
+        bare = _expression(pattern.replace("module.", ""), Place("overrides", {}, {}) / pattern) if "module." in pattern else expression
+        matched = [name for name in names if any(e.fullmatch(n) for e in (expression, bare) for n in (name, plain(name)))]
+        if not matched:
+            raise UserError(f"overrides: '{pattern}' matches no module.{nearest(pattern, names)} The network has {len(names)}")
+        for name in matched:
+            found.setdefault(name, replace(default, **{KEYS[key]: value for key, value in changes.items()}))
+    return found

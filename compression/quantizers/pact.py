@@ -1,0 +1,61 @@
+"""PACT: parameterized clipping activation (arXiv:1805.06085).
+
+A ReLU becomes y = min(relu x, alpha), rounded to multiples of alpha / (2^k - 1) (equations 1 and 2), with a learned
+alpha for each; its gradient is the sum over x >= alpha (equation 3). Weights as DoReFa's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compression.quantizers.overrides import Bits
+from compression.quantizers.relu import ReLUQuantizer
+from models.quantized import PactSettings, clips, replacement
+from models.quantized.numbers import dorefa_image
+from utils.options import number, option, optional
+
+GROUP = "clips"
+
+
+@dataclass
+class PACTQuantizer(ReLUQuantizer):
+    """Quantizes weights by DoReFa and learns where to clip each ReLU.
+
+    Attributes:
+        act_clip_init_val: where alpha begins.
+        act_clip_decay: weight decay of the alphas; None takes the optimizer's default.
+    """
+
+    act_clip_init_val: float = option(number(above=0), 8.0)
+    act_clip_decay: float | None = option(optional(number(least=0)), None)
+
+    method = "dorefa"
+
+    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
+        return dorefa_image(weight, bits)
+
+    def activation(self, module: nn.Module, name: str, bits: Bits) -> nn.Module | None:
+        if not bits.activations:
+            return None
+        return replacement(module, "pact", PactSettings(bits.activations, self.act_clip_init_val))
+
+    def mend_(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Put the learned clips into a group of their own, which is the optimizer's last; made here where it is missing."""
+        alphas = clips(model)
+        held = {id(alpha) for alpha in alphas}
+        group = next((group for group in optimizer.param_groups if group.get("name") == GROUP), None)
+        for other in optimizer.param_groups:
+            if other is not group:
+                other["params"] = [parameter for parameter in other["params"] if id(parameter) not in held]
+        if group is not None:
+            group["params"] = alphas
+            return
+        template = optimizer.param_groups[0]
+        given: dict[str, Any] = {key: template[key] for key in ("lr", "initial_lr") if key in template}
+        if self.act_clip_decay is not None:
+            given["weight_decay"] = self.act_clip_decay
+        optimizer.add_param_group({"params": alphas, "name": GROUP, **given})

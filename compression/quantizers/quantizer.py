@@ -1,0 +1,154 @@
+"""What a quantizer is: it replaces a network's modules by quantized ones, and knows how many bits each gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from compression.quantizers.layout import Layout
+from compression.quantizers.overrides import Bits, bits_by_name, read_bits, read_overrides
+from models.quantized import LayerSettings, is_quantized, refresh_, replace_, replacement
+from utils.errors import UserError
+from utils.options import Place, boolean, option
+
+Factory = Callable[[nn.Module, str, Bits], nn.Module | None]
+
+
+@dataclass
+class Quantizer:
+    """Base of all quantizers: a dataclass whose fields are its arguments in a schedule (see ``utils.options``).
+
+    ::
+
+        quantizer = DorefaQuantizer(bits_activations=8, bits_weights=3)
+        quantizer.prepare_model(model, inputs, optimizer)
+        for inputs, targets in loader:
+            ...
+            optimizer.step()
+            quantizer.quantize_params()
+
+    Attributes:
+        bits_activations, bits_weights, bits_bias: None (or 32) leaves these as they are.
+        overrides: regular expression of module names -> {bits_activations, bits_weights, bits_bias}; the first one that
+            matches wins, so that a specific pattern goes before a broad one.
+        train_with_fp_copy: the Parameter ``weight`` becomes the Parameter ``float_weight``, which is trained, and
+            ``weight`` a buffer with its quantized image. Without it, the weights are rounded themselves after every step.
+        replace_factory: type of module -> function (module, name, bits) that returns what takes its place, or None to
+            leave it; may be changed before ``prepare_model``. Types are compared exactly: a subclass may compute otherwise.
+    """
+
+    bits_activations: int | None = option(read_bits, None)
+    bits_weights: int | None = option(read_bits, None)
+    bits_bias: int | None = option(read_bits, None)
+    overrides: Mapping[str, Mapping[str, int | None]] | None = option(read_overrides, None)
+    train_with_fp_copy: bool = option(boolean, True)
+
+    replace_factory: dict[type[nn.Module], Factory] = field(init=False, repr=False, compare=False, default_factory=dict)
+    model: nn.Module | None = field(init=False, repr=False, compare=False, default=None)
+    layout: Layout = field(init=False, repr=False, compare=False, default_factory=Layout)
+
+    method = "linear"  # of the weights, see ``models.quantized.settings``
+    trains = True  # whether a schedule may train with it
+
+    def __post_init__(self) -> None:
+        nowhere = Place("", {}, {})
+        for name in ("bits_activations", "bits_weights", "bits_bias"):
+            setattr(self, name, read_bits(getattr(self, name), nowhere / name))
+        self.overrides = read_overrides(self.overrides, nowhere / "overrides")
+        self.replace_factory = {nn.Conv2d: self.layer, nn.Linear: self.layer}
+
+    def settings(self, name: str, bits: Bits) -> LayerSettings:
+        """Return how a layer is quantized."""
+        return LayerSettings(self.method, bits.weights, bits.bias, float_copy=self.train_with_fp_copy)
+
+    def layer(self, module: nn.Module, name: str, bits: Bits) -> nn.Module | None:
+        """Return the quantized form of a convolution or linear layer; None where nothing of it is quantized."""
+        settings = self.settings(name, bits)
+        if not (settings.bits_weights or settings.bits_bias or settings.bits_inputs):
+            return None
+        return replacement(module, "layer", settings)
+
+    def bits_of(self, model: nn.Module) -> dict[str, Bits]:
+        """Return the bits of every module that would be replaced, by its first name.
+
+        Raises:
+            UserError: a pattern matches no module, or a shared module has other bits under another name.
+        """
+        default = Bits(self.bits_activations, self.bits_weights, self.bits_bias)
+        named = list(model.named_modules(remove_duplicate=False))
+        chosen = bits_by_name(default, self.overrides or {}, [name for name, _ in named])
+        naming: dict[int, str] = {}  # module -> the first of its names that a pattern names
+        for name, module in named:
+            if name in chosen and chosen[naming.setdefault(id(module), name)] != chosen[name]:
+                raise UserError(f"overrides: '{naming[id(module)]}' and '{name}' are one module, so they can't have different bits")
+        replaced = [(name, module) for name, module in model.named_modules() if name and type(module) in self.replace_factory]
+        return {name: chosen.get(naming.get(id(module), name), default) for name, module in replaced}
+
+    def check(self, model: nn.Module) -> None:
+        """Check that the quantizer fits a network, before anything is changed.
+
+        Raises:
+            UserError: a pattern matches nothing, or nothing would be quantized.
+        """
+        chosen = self.bits_of(model)
+        for name, bits in chosen.items():
+            self.settings(name, bits)  # so that bits that it can't do are found here
+        if not any((b.activations, b.weights, b.bias) != (None, None, None) for b in chosen.values()):
+            raise UserError(f"{type(self).__name__} would quantize nothing: give bits_activations, bits_weights or overrides")
+
+    def prepare_model(self, model: nn.Module, inputs: Tensor | None = None, optimizer: Optimizer | None = None) -> nn.Module:
+        """Quantize a network, in place: names stay, a shared module is replaced once, Parameters stay the same objects.
+
+        Args:
+            model: the network.
+            inputs: a batch [B, C, H, W], normalised, on its device; needed by what folds batch norm or tracks ranges.
+            optimizer: what it trains with; its groups stay as they are, learned clips get a group of their own.
+
+        Returns:
+            The network.
+
+        Raises:
+            UserError: it is quantized already, or the quantizer does not fit it; it is as it was.
+        """
+        if is_quantized(model):
+            raise UserError("the network is quantized already; a quantizer prepares it once")
+        self.check(model)
+        self.measure(model, inputs)
+        modules, replacements = dict(model.named_modules()), {}
+        for name, bits in self.bits_of(model).items():
+            new = self.replace_factory[type(modules[name])](modules[name], name, bits)
+            if new is not None:
+                replacements[name] = new
+        replace_(model, replacements)
+        self.model = model
+        self.quantize_params()
+        self.settle(model, inputs)
+        if optimizer is not None:
+            self.mend_(optimizer, model)
+        return model
+
+    def measure(self, model: nn.Module, inputs: Tensor | None) -> None:
+        """Find out what the replacements need to know of the network, while it is still whole."""
+
+    def settle(self, model: nn.Module, inputs: Tensor | None) -> None:
+        """Give the new modules what they begin with, once they are in their places."""
+
+    def mend_(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Give an optimizer the Parameters that are new; where there are none, it stays as it is."""
+
+    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
+        """Return the image of a weight, on its tape; the grid of a layer with batch norm is that of its folded weights."""
+        raise NotImplementedError
+
+    def quantize_params(self) -> None:
+        """Bring the images of the weights up to date; to be called after every step of the optimizer.
+
+        Raises:
+            UserError: no network has been prepared.
+        """
+        if self.model is None:
+            raise UserError("prepare_model comes before quantize_params: no network has been prepared")
+        refresh_(self.model)

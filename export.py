@@ -1,0 +1,67 @@
+"""Write a classifier as files that run without this project: python export.py --weights best.pt --include onnx openvino
+
+Each file is run in its runtime, and measured beside the network in torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from compression.exporting.arguments import ExportArguments
+from compression.exporting.exporting import Exported, load_subject, run_export
+from compression.exporting.measuring import Row
+from utils.arguments import parse, to_record
+from utils.errors import run_script
+from utils.runs import RunDirectory, write_json
+from utils.yaml_files import write_yaml
+
+SHOWN = 5  # names of layers
+
+
+def main() -> None:
+    a, given = parse(ExportArguments, "Write a classifier as files that run without this project.")
+    if "weights" not in given:
+        a = replace(a, weights=str(Path(__file__).resolve().parent / a.weights))
+    subject = load_subject(a)
+    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+    try:
+        write_yaml(directory.path / "opt.yaml", to_record(a))
+        exported = run_export(a, subject, directory.path)
+        write_json(directory.path / "results.json", exported.to_dict())
+    except BaseException:  # a file that was not measured is no result
+        directory.discard()
+        raise
+    print(text(exported))
+    print(f"results in {directory.path}")
+    print(f"next: python predict.py --weights {next(iter(exported.ship.values()))} --source IMAGES")
+
+
+def text(exported: Exported) -> str:
+    """Return the console report: a line per file, the audit of int8, and which file is the one to use."""
+    eager = exported.eager
+    lines = [f"note   {note}" for note in exported.notes]
+    lines.append(f"{'format':<12}{'precision':<10}{'bytes':>12}{'top-1':>9}{'ms, batch 1':>13}{'max difference':>16}")
+    lines.append(f"{'eager':<12}{'fp32':<10}{'':>12}{_percent(eager['top1']):>9}{eager['latency_ms']:>13.3f}")
+    lines += [
+        f"{row.format:<12}{row.precision:<10}{row.bytes:>12,}{_percent(row.top1):>9}{row.latency_ms:>13.3f}{row.max_difference:>16.1e}"
+        for row in exported.rows
+    ]
+    lines += [audit_line(row) for row in exported.rows if row.precision == "int8"]
+    lines += [f"{name}: use {path}" for name, path in exported.ship.items()]
+    return "\n".join(lines)
+
+
+def audit_line(row: Row) -> str:
+    """Return how much of a file runs in int8, and which layers do not."""
+    done, rest = len(row.int8_layers), row.fp32_layers
+    names = f"; in float: {', '.join(rest[:SHOWN])}{f', ... ({len(rest)} in all)' if len(rest) > SHOWN else ''}" if rest else ""
+    return f"{row.format}: {done} of {done + len(rest)} convolutions and linear layers run in int8{names}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+if __name__ == "__main__":
+    run_script(main)

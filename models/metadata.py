@@ -1,0 +1,83 @@
+"""What an exported file says of itself: enough to feed it and to name what comes out, as one JSON text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.spec import ModelSpec
+
+FORMAT, VERSION = "rankcut-export", 1
+KEY = "rankcut"  # the entry of an ONNX file's metadata and of an OpenVINO model's rt_info
+TORCHSCRIPT_FILE = "rankcut.json"  # inside the archive
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """An exported file's description.
+
+    Attributes:
+        spec: classes, input size, channels, mean and std; what only building the network needs is left out.
+        precision: of the weights.
+        preprocessing: whether the file takes uint8 [B, S, S, C]; else it takes normalised float32 [B, C, S, S].
+        softmax: whether the outputs are probabilities; else they are logits.
+        batch_size: what the file takes; None where any.
+        named: whether the class names were known, or are placeholders.
+        record: of the training run: how the validation images were held out.
+    """
+
+    spec: ModelSpec
+    precision: str = "fp32"
+    preprocessing: bool = False
+    softmax: bool = False
+    batch_size: int | None = None
+    named: bool = True
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """The shape that the file takes; None is any size."""
+        side, channels = self.spec.imgsz, self.spec.channels
+        return (self.batch_size, side, side, channels) if self.preprocessing else (self.batch_size, channels, side, side)
+
+    @property
+    def input_type(self) -> str:
+        """The type of number that the file takes."""
+        return "uint8" if self.preprocessing else "float32"
+
+    def to_json(self) -> str:
+        """Return the text that goes into the file."""
+        spec = {key: value for key, value in self.spec.to_dict().items() if key not in ("definition", "dropout", "norm_eps", "groups")}
+        content = {name: getattr(self, name) for name in ("precision", "preprocessing", "softmax", "batch_size", "named", "record")}
+        return json.dumps({"format": FORMAT, "version": VERSION, "spec": spec, **content})
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Metadata:
+        """Read a file's description.
+
+        Raises:
+            UserError: it is not complete, of a newer version, or holds values that mean nothing.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: its metadata is no JSON; export the file again") from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise UserError(f"{path}: its metadata is not of the format '{FORMAT}'; export the file again")
+        version = content.pop("version", None)
+        if type(version) is not int or version > VERSION:
+            raise UserError(f"{path} has export version {version}; this code reads up to {VERSION}: update RankCut")
+        kinds = {"precision": str, "preprocessing": bool, "softmax": bool, "batch_size": int | None, "named": bool, "record": dict}
+        for name, kind in {"spec": dict, **kinds}.items():
+            if name not in content or not isinstance(content[name], kind):
+                raise UserError(f"{path}: its metadata's '{name}' is {content.get(name)!r}; export the file again")
+        if content["precision"] not in PRECISIONS:
+            raise UserError(f"{path}: its metadata's precision is '{content['precision']}'; valid: {', '.join(PRECISIONS)}")
+        try:
+            return cls(ModelSpec.from_dict(content["spec"]), **{name: content[name] for name in kinds})
+        except (UserError, TypeError) as error:
+            raise UserError(f"{path}: its metadata is damaged: {error}") from None

@@ -1,0 +1,181 @@
+"""Convolutions and linear layers that compute with quantized weights and inputs.
+
+They are ``nn.Conv2d`` and ``nn.Linear`` still, under the same name, with the same Parameter objects; the tree of modules
+does not change. Their float weight is the Parameter ``float_weight``; the buffer ``weight`` holds its image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.quantized.numbers import Grid, dorefa_image, fake_quantize, grid_of, laid_out, range_of, wrpn_image
+from models.quantized.settings import LayerSettings
+
+KEYS = {"weight": "bits_weights", "bias": "bits_bias"}
+
+
+class QuantizedLayer(nn.Module):
+    """What quantized convolutions and linear layers have in common.
+
+    Attributes:
+        settings: how it is quantized.
+        input_low, input_high: the input's range, where inputs are quantized.
+        input_seen: batches that the range was tracked over.
+    """
+
+    settings: LayerSettings
+    weight: Tensor
+    input_low: Tensor
+    input_high: Tensor
+    input_seen: Tensor
+    _norm: tuple[nn.Module, ...]
+    _hooks_of_image: tuple[Callable[[Tensor], Tensor], ...]
+
+    def prepare_(self, settings: LayerSettings) -> None:
+        """Take up settings: make float copies, their images, and the range of the input."""
+        self.settings, self._norm, self._hooks_of_image = settings, (), ()
+        for key, bits in KEYS.items():
+            if settings.float_copy and getattr(settings, bits) and self._parameters.get(key) is not None:
+                image = self._parameters[key].detach().clone()  # type: ignore[union-attr]
+                # In the old one's place: an optimizer that is made anew for a checkpoint must meet the same order.
+                self._parameters = {f"float_{key}" if k == key else k: p for k, p in self._parameters.items()}
+                self.register_buffer(key, image)
+        if settings.bits_inputs:
+            device = next(self.parameters()).device
+            self.register_buffer("input_low", torch.zeros((), device=device))
+            self.register_buffer("input_high", torch.zeros((), device=device))
+            self.register_buffer("input_seen", torch.zeros((), dtype=torch.int64, device=device))
+
+    def fold_with(self, norm: nn.Module) -> None:
+        """Name the batch norm that will be folded in; it stays where it is, and is not a child of this layer."""
+        self._norm = (norm,)
+
+    def multiplier(self) -> Tensor | None:
+        """Return gamma / sqrt(var + eps) of the norm behind the layer, [out, 1, ...]; None without one."""
+        if not self._norm:
+            return None
+        norm = self._norm[0]
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        assert norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach()
+        return scale.float().view(-1, *[1] * (self.weight.ndim - 1))
+
+    def weight_grid(self) -> Grid:
+        """Return the grid of the weights, of those that batch norm is folded into where there is one."""
+        low, high = range_of(self._folded(), self.settings.per_channel)
+        return grid_of(low, high, self.settings.bits_weights or 8, self.settings.mode)
+
+    def input_grid(self) -> Grid:
+        """Return the grid of the input."""
+        return grid_of(self.input_low, self.input_high, self.settings.bits_inputs or 8, self.settings.input_mode)
+
+    def _folded(self) -> Tensor:
+        weight, scale = getattr(self, "float_weight", self.weight), self.multiplier()
+        return weight if scale is None else weight * scale
+
+    def image(self, key: str) -> Tensor | None:
+        """Return the quantized weight or bias, on the tape of its float copy."""
+        values: Tensor | None = self._parameters.get(f"float_{key}", getattr(self, key))
+        bits = getattr(self.settings, KEYS[key])
+        if values is None or not bits:
+            return values
+        values = laid_out(values)
+        if self.settings.method == "dorefa":
+            return dorefa_image(values, bits)
+        if self.settings.method == "wrpn":
+            return wrpn_image(values, bits)
+        if key == "bias":
+            return fake_quantize(values, grid_of(*range_of(values), bits, self.settings.mode))
+        scale = self.multiplier()
+        if scale is None:
+            return fake_quantize(values, self.weight_grid())
+        # A channel whose gamma is zero has a folded weight of zero, whatever is put through it.
+        back = torch.where(scale.abs() > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
+        return fake_quantize(values * scale, self.weight_grid()) / back
+
+    @torch.no_grad()
+    def refresh_(self) -> None:
+        """Put the images of the float copies into ``weight`` and ``bias``; without copies, round these themselves."""
+        for key in KEYS:
+            image, held = self.image(key), getattr(self, key)
+            if image is not None and held is not None:
+                held.copy_(image)
+
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        if self.settings.float_copy:
+            self.refresh_()  # what is saved holds the images of the floats that are saved, whoever stepped the optimizer
+        super()._save_to_state_dict(*arguments, **options)
+
+    def used(self, key: str) -> Tensor | None:
+        """Return what the forward pass computes with."""
+        value: Tensor | None = self.image(key) if f"float_{key}" in self._parameters else getattr(self, key)
+        if key == "weight" and value is not None and value.requires_grad:
+            for hook in self._hooks_of_image:
+                value.register_hook(hook)
+        return value
+
+    def hook_image(self, hook: Callable[[Tensor], Tensor]) -> None:
+        """Have the gradient of what the forward pass takes for the weight changed, before it reaches the float weight."""
+        self._hooks_of_image = (hook,)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Return the input on its grid; in training, after its range has been brought up to date."""
+        if not self.settings.bits_inputs:
+            return x
+        if self.training and not self.settings.frozen:
+            self.track_(x)
+        return fake_quantize(x.float(), self.input_grid()).to(x.dtype)
+
+    @torch.no_grad()
+    def track_(self, x: Tensor) -> None:
+        """Move the range towards an input's: range = decay * range + (1 - decay) * now; the first is taken as it is."""
+        share = torch.where(self.input_seen == 0, 1.0, 1.0 - self.settings.decay)
+        for held, now in zip((self.input_low, self.input_high), x.detach().aminmax(), strict=True):
+            held.lerp_(now.float(), share)
+        self.input_seen += 1
+
+    def saturated(self, y: Tensor) -> Tensor:
+        """Clamp sums of products to what accumulators of ``bits_accum`` bits hold."""
+        if not self.settings.bits_accum or not self.settings.bits_inputs or not self.settings.bits_weights:
+            return y
+        step, scale = self.weight_grid().scale * self.input_grid().scale, self.multiplier()
+        step = (step if scale is None else step / scale.abs()).flatten()
+        step = step.view(-1, *[1] * (self.weight.ndim - 2)) if len(step) > 1 else step
+        most = 2 ** (self.settings.bits_accum - 1)
+        return torch.clamp(y, -most * step, (most - 1) * step)
+
+    def describe(self) -> str:
+        """Return what is quantized, for the module's representation."""
+        bits = {"weights": self.settings.bits_weights, "bias": self.settings.bits_bias, "inputs": self.settings.bits_inputs}
+        return ", ".join(f"{name} {value} bits" for name, value in bits.items() if value)
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A 2-D convolution with quantized weights and inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.used("weight")
+        assert weight is not None
+        return self.saturated(self._conv_forward(self.quantized_input(x), weight, self.used("bias")))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.describe()}"
+
+
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A linear layer with quantized weights and inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.used("weight")
+        assert weight is not None
+        return self.saturated(F.linear(self.quantized_input(x), weight, self.used("bias")))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.describe()}"

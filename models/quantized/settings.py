@@ -1,0 +1,65 @@
+"""How a module is quantized, as plain data: what a checkpoint's specification holds of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.quantized.numbers import MODES
+from utils.errors import UserError
+from utils.options import boolean, choice, integer, number, option, optional, text
+
+MAX_BITS = 16
+METHODS = ("linear", "dorefa", "wrpn")
+bit_width = optional(integer(1, MAX_BITS))
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """A convolution or linear layer.
+
+    Attributes:
+        method: how weights and bias are quantized.
+        bits_weights, bits_bias: None leaves them as they are.
+        mode: the weights' grid, of the method "linear".
+        per_channel: a grid for each output channel.
+        norm: name of the batch norm behind the layer; the weights' grid is that of the folded weights.
+        bits_inputs: of the layer's input; None leaves it as it is.
+        input_mode: the input's grid.
+        decay: of the moving average of the input's range.
+        frozen: the input's range is given and not tracked.
+        bits_accum: at which the sums of products saturate.
+        float_copy: train ``float_weight`` and keep its image in ``weight``; else ``weight`` itself is rounded.
+    """
+
+    method: str = option(choice(*METHODS), "linear")
+    bits_weights: int | None = option(bit_width, None)
+    bits_bias: int | None = option(bit_width, None)
+    mode: str = option(choice(*MODES), "sym_restr")
+    per_channel: bool = option(boolean, False)
+    norm: str | None = option(optional(text), None)
+    bits_inputs: int | None = option(bit_width, None)
+    input_mode: str = option(choice(*MODES), "asym_u")
+    decay: float = option(number(least=0, below=1), 0.999)
+    frozen: bool = option(boolean, False)
+    bits_accum: int | None = option(optional(integer(2, 31)), None)
+    float_copy: bool = option(boolean, True)
+
+    def __post_init__(self) -> None:
+        for name in ("bits_weights", "bits_bias", "bits_inputs"):
+            if getattr(self, name) == 1 and (self.method != "dorefa" or name == "bits_inputs"):
+                raise UserError(f"{name} is 1; only DoReFa's weights have a form with 1 bit")
+
+
+@dataclass(frozen=True)
+class ClippedSettings:
+    """A ReLU that is clipped to [0, 1] and rounded to 2^bits levels (arXiv:1606.06160, arXiv:1709.01134)."""
+
+    bits: int = option(integer(1, MAX_BITS))
+
+
+@dataclass(frozen=True)
+class PactSettings:
+    """A ReLU that is clipped at a learned value, which begins at ``initial`` (arXiv:1805.06085)."""
+
+    bits: int = option(integer(1, MAX_BITS))
+    initial: float = option(number(above=0), 8.0)

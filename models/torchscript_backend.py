@@ -1,0 +1,43 @@
+"""TorchScript files, on any device of torch."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from models.exported import Shape, one_line
+from models.metadata import TORCHSCRIPT_FILE
+from utils.errors import UserError
+
+
+class TorchScriptRuntime:
+    """A file that export.py, or ``torch.jit.save``, wrote."""
+
+    input_shape: Shape = ()  # a TorchScript file tells neither shape nor type
+    input_type = ""
+
+    def __init__(self, path: Path, device: torch.device, half: bool) -> None:
+        if not path.is_file():
+            raise UserError(f"no weights file {path}")
+        extra = {TORCHSCRIPT_FILE: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch remarks that it would rather have another format
+                self.module = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+        except Exception as error:  # RuntimeError, and whatever unpickling raises
+            raise UserError(f"{path} is not a TorchScript file, or is damaged ({one_line(error)})") from None
+        content: str | bytes = extra[TORCHSCRIPT_FILE]
+        self.metadata = (content.decode(errors="replace") if isinstance(content, bytes) else content) or None
+        self.device = device
+        self.notes = [f"{path} computes in the precision that it was exported in; --half changes nothing"] if half else []
+
+    @torch.inference_mode()
+    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        outputs = self.module(torch.from_numpy(inputs).to(self.device))
+        if not isinstance(outputs, torch.Tensor):
+            raise UserError(f"a TorchScript classifier gives one tensor, this one a {type(outputs).__name__}")
+        return outputs.float().cpu().numpy()
