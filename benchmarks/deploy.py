@@ -48,8 +48,9 @@ from utils.profile import count_macs, example_input
 from utils.spec import ModelSpec
 from utils.splits import ImageData
 
-SHARE = 0.5  # of the multiply-adds that pruning leaves
+SHARE, ROUND_TO = 0.5, 8  # of the multiply-adds that pruning leaves; channels are kept in multiples of the other
 BATCHES = (1, 8)
+KEYS = ("network", "step", "runtime", "precision")  # of a row; measured again, it takes the place of the old one
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of formats that int8 can be written in
 
 
@@ -74,7 +75,7 @@ def random_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
     dense = build(spec).eval()
     graph, total = trace(dense, example_input(dense, spec)), count_macs(dense, spec)
     budget = Budget(macs_cost(graph, total), SHARE, "macs")
-    widths = allocate(graph, entries_of(graph, spec.name), budget, options.round_to, 1, None)
+    widths = allocate(graph, entries_of(graph, spec.name), budget, ROUND_TO, 1, None)
     orders = {name: found.order.tolist() for name, found in score("l1", dense, graph, None, options.seed, widths).groups.items()}
     narrow = deepcopy(dense)
     shrink_(narrow, graph, make_plan(graph, widths, orders).kept, next(noise(spec, 2, options.seed).batches())[0])
@@ -163,7 +164,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="architecture, with random weights where no --weights are given")
     parser.add_argument("--imgsz", type=int, default=224, help="with random weights")
-    parser.add_argument("--round-to", type=int, default=8, help="channels are kept in multiples of this, with random weights")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of one classifier, the dense one first")
     parser.add_argument("--data", default="", help="for the accuracy, and for images to calibrate on")
     parser.add_argument("--split", default="test", choices=("val", "test"))
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5, help="of a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--append", action="store_true", help="keep the rows of other networks in --out")
+    parser.add_argument("--append", action="store_true", help="keep the other rows of --out")
     parser.add_argument("--out", default="", help="JSON file")
     options = parser.parse_args()
     if not options.weights and (options.data or not options.model):
@@ -192,7 +192,7 @@ def main() -> None:
             take_times(forms, position, images.images[:batch], options.rounds, options.passes)
         rows = rows_of(spec.name, forms, data, options)
     kept = json.loads(Path(options.out).read_text())["rows"] if options.append and Path(options.out).exists() else []
-    report("deploy", [*(row for row in kept if row["network"] != spec.name), *rows], options.out)
+    report("deploy", list({tuple(row[name] for name in KEYS): row for row in [*kept, *rows]}.values()), options.out)
 
 
 if __name__ == "__main__":
