@@ -102,12 +102,21 @@ def test_fault_1_a_restart_takes_up_policies_rates_draws_and_the_split(tmp_path)
     assert again.run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.25)
 
 
-def test_fault_2_a_pruner_and_a_quantizer_in_one_file_are_refused_in_words_until_there_are_quantizers():
-    content = pruning(AGP, {"epochs": [0]})
-    content["quantizers"] = {"ternary": {"class": "DorefaQuantizer", "bits_weights": 3}}
-    content["policies"].append({"quantizer": {"instance_name": "ternary"}, "starting_epoch": 0, "ending_epoch": 4})
-    with pytest.raises(UserError, match=r"^quantizers\.ternary\.class: unknown quantizer 'DorefaQuantizer'\. Valid: none in this version$"):
-        parse_schedule(content, {"weight": 2})
+def test_fault_2_a_pruner_and_a_quantizer_act_on_one_weight_under_its_own_name():
+    # AGP prunes half of 4 weights at epoch 0; quantized to 2^8 - 1 levels from the same epoch on, the pruned ones stay zero
+    content = pruning({**AGP, "initial_sparsity": 0.5, "final_sparsity": 0.5, "weights": "0.weight"}, {"epochs": [0]})
+    content["quantizers"] = {"dorefa": {"class": "DorefaQuantizer", "bits_weights": 8}}
+    content["policies"].append({"quantizer": {"instance_name": "dorefa"}, "starting_epoch": 0, "ending_epoch": 4})
+    loop = loop_of(content, nn.Sequential(linear(1.0, 2.0, 3.0, 4.0)))
+    for epoch in range(2):
+        loop.on_epoch_begin(epoch)
+        step(loop, torch.ones(1, 4))
+        loop.on_epoch_end()
+    model = loop.state.model
+    trained = next(parameter for name, parameter in model.named_parameters() if name.endswith("float_weight"))
+    image = next(buffer for name, buffer in model.named_buffers() if name.split(".")[-1] == "weight")
+    assert trained.flatten().tolist()[:2] == image.flatten().tolist()[:2] == [0.0, 0.0]
+    assert (trained.flatten()[2:] != 0).all()
 
 
 def test_fault_3_masks_are_kept_and_the_sparsity_is_final_at_the_last_epoch_that_really_acts():
