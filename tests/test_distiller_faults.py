@@ -17,7 +17,7 @@ from compression.calibration import sample
 from compression.compressor import ClassifierCompressor
 from compression.pruners import PRUNERS, Moment, PruningTask
 from compression.schedule.loop import ScheduledLoop
-from compression.schedule.reading import parse_schedule, read_schedule
+from compression.schedule.reading import read_schedule
 from utils.errors import UserError
 from utils.loaders import Draw
 from utils.logs import History
