@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from utils.checkpoint import write_text
 from utils.errors import UserError
-from utils.modes import eval_mode
+from utils.modes import observed
 from utils.yaml_files import write_yaml
 
 if TYPE_CHECKING:
@@ -176,13 +176,9 @@ def measure_activations(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor
     found: dict[str, ChannelSums] = {}
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     handles = [module.register_forward_hook(_collector(name, found)) for name, module in leaves(model)]
-    try:
-        with eval_mode(model), torch.no_grad():
-            for inputs, _ in batches:
-                model(inputs.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(model, handles):
+        for inputs, _ in batches:
+            model(inputs.to(device))
     if not found:
         raise UserError("no activations to measure: there are no images")
     return ActivationTable(found)

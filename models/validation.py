@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from models.backends import Backend, warm_up
+from models.exported import name_outputs_
 from utils.datasets import load_data, with_validation
 from utils.engine import evaluate
-from utils.errors import UserError
 from utils.images import preprocess
 from utils.loaders import EvalOrder, SplitDataset, choose_workers, make_loader
 from utils.metrics import Evaluation
@@ -48,12 +48,7 @@ def load_for(backend: Backend, data: str, split: str, val_fraction: float | None
     found.split(split)
     if backend.named:
         return found.for_classes(backend.spec.class_names)
-    if len(found.class_names) != backend.spec.num_classes:
-        raise UserError(
-            f"data '{data}' has {len(found.class_names)} classes, the weights have {backend.spec.num_classes} outputs and no names"
-        )
-    backend.spec = backend.spec.with_(class_names=found.class_names)
-    backend.notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
+    name_outputs_(backend, found.class_names, data)
     return found
 
 

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from compression.distillation import (
     DistillationArguments,
@@ -17,6 +16,7 @@ from compression.distillation import (
     check,
     distillation_loss,
 )
+from tests.teachers import Fixed, Noisy
 from utils.arguments import make_parser, parse
 from utils.errors import UserError
 from utils.hooks import LoopState
@@ -27,28 +27,6 @@ CPU = torch.device("cpu")
 TEACHER, STUDENT = torch.tensor([[2 * math.log(3), 0.0]]), torch.tensor([[0.0, 0.0]])
 # 3/4 ln(3/4 / 1/2) + 1/4 ln(1/4 / 1/2) = 0.75 * 0.405465 - 0.25 * 0.693147
 KL = 0.130812
-
-
-class Fixed(nn.Module):
-    """Gives the same logits for every image."""
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = nn.Parameter(torch.tensor(logits))
-
-    def forward(self, x):
-        return self.logits.expand(len(x), -1)
-
-
-class Noisy(nn.Module):
-    """What behaves otherwise in training: batch norm and dropout."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.dropout, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.dropout(self.norm(self.conv(x)).mean((2, 3))))
 
 
 def state(model, inputs=None, targets=None, precision=None):

@@ -1,11 +1,13 @@
-"""Eval mode for a while."""
+"""Eval mode for a while, alone or with hooks that watch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -18,3 +20,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def observed(model: nn.Module, handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Let hooks watch a network in eval mode, off the tape; on leaving, also after an error, they are removed."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()

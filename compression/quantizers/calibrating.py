@@ -10,14 +10,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from compression.activations import ChannelSums
 from compression.quantizers.clipping import Spread
 from compression.quantizers.layout import LAYERS
 from utils.errors import UserError
-from utils.modes import eval_mode
+from utils.modes import observed
 from utils.options import Place, mapping, number
 from utils.yaml_files import read_yaml, write_yaml
 
@@ -45,13 +44,9 @@ def measure_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Spr
 
     device = next(model.parameters()).device
     handles = [module.register_forward_pre_hook(collect) for module in names]
-    try:
-        with eval_mode(model), torch.no_grad():
-            for inputs in batches:
-                model(inputs.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(model, handles):
+        for inputs in batches:
+            model(inputs.to(device))
     if not sums:
         raise UserError("calibration needs images, and there are none")
     found = {}

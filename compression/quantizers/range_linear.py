@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from compression.quantizers.layout import layout_of
@@ -23,7 +22,7 @@ from compression.quantizers.quantizer import Quantizer
 from models.quantized import LayerSettings, QuantizedLayer
 from models.quantized.numbers import fake_quantize, grid_of, range_of
 from utils.errors import UserError
-from utils.modes import eval_mode
+from utils.modes import observed
 from utils.options import boolean, number, option
 
 
@@ -74,12 +73,8 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
         assert inputs is not None
         layers = [module for module in model.modules() if isinstance(module, QuantizedLayer) and module.settings.bits_inputs]
         handles = [layer.register_forward_pre_hook(_track) for layer in layers]
-        try:
-            with eval_mode(model), torch.no_grad():
-                model(inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with observed(model, handles):
+            model(inputs)
 
 
 def _track(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
