@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 
 import models
@@ -17,6 +16,7 @@ from compression.schedule.loop import ScheduledLoop
 from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.timeline import timeline
 from models.widths import resize_
+from tests.loops import one_batch_an_epoch
 from tests.mutants import invent, mutate, mutate_text, sooner
 from utils.errors import UserError
 from utils.spec import ModelSpec
@@ -66,17 +66,7 @@ def carry_out(schedule, model, steps):
     inputs[1, :, :8] = -1
     loop = ScheduledLoop(schedule, model, optimizer, EPOCHS, 1, (inputs, labels), report=lambda line: None)
     timeline(loop.scheduler.schedule, EPOCHS, 0.01)
-    for epoch in range(steps):
-        loop.on_epoch_begin(epoch)
-        loop.on_minibatch_begin(0, inputs, labels)
-        outputs = model(inputs)
-        loss = loop.before_backward_pass(outputs, F.cross_entropy(outputs, labels))
-        optimizer.zero_grad()
-        loss.backward()
-        loop.before_parameter_optimization()
-        optimizer.step()
-        loop.on_minibatch_end()
-        loop.on_epoch_end()
+    one_batch_an_epoch(loop, steps, inputs, labels)
 
 
 def outcome(schedule, model, steps):

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import models
 from compression.arguments import TrainArguments
 from compression.schedule.loop import ScheduledLoop
 from compression.schedule.reading import read_schedule
 from compression.schedule.timeline import rates_by_epoch, timeline, warnings
+from tests.loops import one_batch_an_epoch
 from utils.arguments import parse
 from utils.profile import count_macs
 from utils.spec import ModelSpec
@@ -164,17 +164,7 @@ def run(name, net, report=lambda line: None):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     inputs, labels = torch.randn(2, 3, net.imgsz // 2, net.imgsz // 2), torch.tensor([1, 3])
     loop = ScheduledLoop(path_of(name), model, optimizer, epochs, 1, (inputs, labels), report=report)
-    for epoch in range(epochs):
-        loop.on_epoch_begin(epoch)
-        loop.on_minibatch_begin(0, inputs, labels)
-        outputs = model(inputs)
-        loss = loop.before_backward_pass(outputs, F.cross_entropy(outputs, labels))
-        optimizer.zero_grad()
-        loss.backward()
-        loop.before_parameter_optimization()
-        optimizer.step()
-        loop.on_minibatch_end()
-        loop.on_epoch_end()
+    one_batch_an_epoch(loop, epochs, inputs, labels)
     return model, loop
 
 
