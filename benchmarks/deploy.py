@@ -48,7 +48,7 @@ from utils.profile import count_macs, example_input
 from utils.spec import ModelSpec
 from utils.splits import ImageData
 
-SHARE, ROUND_TO = 0.5, 8  # of the multiply-adds that pruning leaves; channels are kept in multiples of the other
+SHARE, ROUND_TO = 0.5, 16  # of the multiply-adds that pruning leaves; channels are kept in multiples of the other
 BATCHES = (1, 8)
 KEYS = ("network", "step", "runtime", "precision")  # of a row; measured again, it takes the place of the old one
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of formats that int8 can be written in

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.metadata import Metadata
 from utils.errors import UserError
 from utils.spec import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, ModelSpec
-from utils.transforms import normalise
+from utils.transforms import normalisation_tables, normalise_by_table
 
 Shape = tuple[int | None, ...]
 INSTALL = "pip install -r requirements-export.txt"
@@ -64,12 +64,13 @@ class ExportedBackend:
         self.spec, self.named, self.record = self.known.spec, self.known.named, self.known.record
         if imgsz and imgsz != self.spec.imgsz:
             raise UserError(f"{path} takes images of {self.spec.imgsz} px, not of {imgsz}; leave --imgsz out, or export it at {imgsz}")
+        self.tables = normalisation_tables(self.spec)
         if runtime.metadata:
             self._check_input()
             self._check_outputs()
 
     def logits(self, images: Tensor) -> Tensor:
-        inputs = images.numpy() if self.known.preprocessing else normalise(images, self.spec).contiguous().numpy()
+        inputs = images.numpy() if self.known.preprocessing else normalise_by_table(images.numpy(), self.tables)
         outputs = torch.from_numpy(np.array(self._run(inputs), dtype=np.float32))
         # softmax(log(p)) = p, so that whoever takes logits gets the file's own probabilities back.
         return outputs.clamp_min_(SMALLEST).log_() if self.known.softmax else outputs

@@ -6,7 +6,19 @@ import torch
 
 from utils.errors import UserError
 from utils.spec import ModelSpec
-from utils.transforms import POLICIES, PRESETS, Augmentation, Mixing, TrainTransform, augmentation, jitter_colours, normalise, random_crop
+from utils.transforms import (
+    POLICIES,
+    PRESETS,
+    Augmentation,
+    Mixing,
+    TrainTransform,
+    augmentation,
+    jitter_colours,
+    normalisation_tables,
+    normalise,
+    normalise_by_table,
+    random_crop,
+)
 
 
 class Factors:
@@ -145,6 +157,16 @@ def test_normalise_by_hand_and_channels_last():
     # ImageNet's red channel: (p / 255 - 0.485) / 0.229
     assert float(out[1, 0, 3, 4]) == pytest.approx((int(batch[1, 3, 4, 0]) / 255 - 0.485) / 0.229, abs=1e-5)
     assert batch.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_by_table_gives_the_same_bits_in_planes(channels):
+    described = spec(channels=channels, mean=(0.4, 0.5, 0.6)[:channels], std=(0.2, 0.25, 0.3)[:channels])
+    values = np.arange(2 * 16 * 8 * channels, dtype=np.uint32) * 7 % 256
+    images = values.astype(np.uint8).reshape(2, 16, 8, channels)
+    planes = normalise_by_table(images, normalisation_tables(described))
+    assert planes.flags.c_contiguous
+    assert np.array_equal(planes, normalise(torch.from_numpy(images), described).numpy())
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(-0.1, 0.0), (0.0, -0.1), (0.6, 0.5)])
