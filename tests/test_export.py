@@ -162,21 +162,6 @@ def test_int8_with_pre_processing_inside_leaves_it_and_the_softmax_in_float(prun
     assert close.abs().max() < 0.1
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "resnet18", "vgg16-cifar", "yolov5n-cls"])
-@pytest.mark.parametrize("rate", ["", "0.4"])
-def test_torchscript_round_trip_of_architectures_dense_and_pruned(name, rate, tmp_path):
-    torch.manual_seed(0)
-    spec = ModelSpec(name, 4, 32, 1 if rate else 3)
-    model = build_narrow(spec, rate).model if rate else build(spec)
-    randomised(model).eval()
-    path = tmp_path / "a.torchscript"
-    FORMATS["torchscript"].write(Source(model, Metadata(spec, batch_size=None)), "fp32", path)
-    images = torch.randint(0, 256, (5, 32, 32, spec.channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    backend, reference = open_backend(str(path), CPU), TorchBackend(Loaded(model, spec), CPU)
-    for batch in (images, images[:1]):
-        assert difference_of(reference.logits(batch), backend.logits(batch), False) < 1e-5
-
-
 class Tiny(nn.Module):
     def __init__(self):
         super().__init__()

@@ -24,7 +24,7 @@ from utils.errors import Interrupted
 from utils.hooks import Hook
 from utils.precision import cpu_has_bf16
 
-# Prunes weights and filters, thins in epoch 1, regularizes, distils, sets the learning rate.
+# Prunes weights and filters, thins in epoch 1, quantizes in epoch 2, regularizes, distils, sets the learning rate.
 EVERYTHING = """
 version: 1
 pruners:
@@ -43,6 +43,8 @@ regularizers:
   small: {class: L1Regularizer, reg_regims: {'layer1.?.conv2.weight': 1.0e-4}}
 distillers:
   dense: {class: KnowledgeDistillation, resume: TEACHER, temperature: 2}
+quantizers:
+  int8: {class: QuantAwareTrainRangeLinearQuantizer, ema_decay: 0.9, per_channel_wts: true}
 extensions:
   thinning: {class: FilterRemover}
 lr_schedulers:
@@ -56,6 +58,8 @@ policies:
     ending_epoch: 2
   - extension: {instance_name: thinning}
     epochs: [1]
+  - quantizer: {instance_name: int8}
+    starting_epoch: 2
   - regularizer: {instance_name: small}
     starting_epoch: 0
     ending_epoch: 3
@@ -208,9 +212,13 @@ def whole(folder):
 
 def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
     first, second = (torch.load(whole / f"whole.{rank}.pt", weights_only=True) for rank in range(2))
-    statistics = ("running_mean", "running_var")  # of the model each rank has its own; of the average all have rank 0's
+    # Of the model each rank has its own statistics, and images of the weights on grids that norms are folded into; of the
+    # average all have rank 0's.
+    own = ("running_mean", "running_var", "input_low", "input_high")
     for state in (first, second):
-        state["model"] = {name: value for name, value in state["model"].items() if not name.endswith(statistics)}
+        images = {name.replace(".float_", ".") for name in state["model"] if ".float_" in name}
+        assert len(images) == 22  # 19 convolutions, two shortcuts, one linear layer
+        state["model"] = {name: value for name, value in state["model"].items() if not name.endswith(own) and name not in images}
     assert_same(first, second)
     content = last(whole, "whole")
     assert_same(content["state_dict"], first["average"])
@@ -221,8 +229,9 @@ def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
     assert [weights[f"layer{stage}.1.conv1.weight"].shape[0] for stage in (1, 2, 3)] == [8, 16, 32]
     for block in range(3):
         # 60 % of what is left: 32 * 16 * 9 = 4,608, of which 2,764.8; 64 * 32 * 9 = 18,432, of which 11,059.2
-        assert int((weights[f"layer2.{block}.conv2.weight"] == 0).sum()) == 2_764
-        assert int((weights[f"layer3.{block}.conv2.weight"] == 0).sum()) == 11_059
+        for stage, zeros in ((2, 2_764), (3, 11_059)):
+            assert int((weights[f"layer{stage}.{block}.conv2.float_weight"] == 0).sum()) == zeros
+            assert int((weights[f"layer{stage}.{block}.conv2.weight"] == 0).sum()) >= zeros
     rates = [content["metrics"][f"{epoch} lr"] for epoch in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.002, 0.002, 0.0002, 0.0002])  # a tenth from epoch 2, counted from 0, on
     assert {"1 loss_small", "1 loss_classification", "4 loss_distillation"} <= set(content["metrics"])
@@ -231,8 +240,8 @@ def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
 
 STOPS = {
     "before the cut": ((2, 3), signal.SIGKILL),  # goes on from the end of epoch 1, and cuts again
-    "after the cut": ((3, 2), signal.SIGKILL),
-    "asked to": ((3, 1), signal.SIGINT),  # saved after step 2, which ends the accumulation
+    "quantized": ((4, 2), signal.SIGKILL),
+    "asked to": ((3, 1), signal.SIGINT),  # the quantized network is saved after step 2, which ends the accumulation
 }
 
 
@@ -244,7 +253,7 @@ def test_two_processes_with_every_policy_go_on_to_the_same_bits(whole, when):
         launch.stop(number)
     with Launch(whole, f"{name}_resumed", "--resume-from", f"runs/train/{name}") as launch:
         log = launch.finish()
-    begin = {"before the cut": "epoch 2 step 1/4", "after the cut": "epoch 3 step 1/4", "asked to": "epoch 3 step 3/4"}[when]
+    begin = {"before the cut": "epoch 2 step 1/4", "quantized": "epoch 4 step 1/4", "asked to": "epoch 3 step 3/4"}[when]
     assert next(line for line in log.splitlines() if " step " in line and ": loss" in line).startswith(begin)
     assert_same(last(whole, "whole"), last(whole, name))
     for rank in range(2):
