@@ -1,4 +1,4 @@
-"""What train.py does instead of training: print a timeline or a summary, analyse sensitivity, thin a network."""
+"""What train.py does instead of training: print a timeline or a summary, analyse sensitivity, thin or quantize a network."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from copy import deepcopy
 
 from compression.arguments import TrainArguments
 from compression.compressor import ClassifierCompressor
+from compression.exporting.learned import fits_int8
+from compression.post_training import requested_quantizer
+from compression.quantizers.calibrating import write_spreads
 from compression.resuming import inference_state
 from compression.schedule.evidence import Evidence
 from compression.schedule.masks import Masks
+from compression.schedule.quantizing import quantize_
 from compression.schedule.timeline import timeline
 from compression.sensitivity import KINDS, TOLERANCE, analyse, parse_range, write_results, write_schedule
 from compression.summaries import SUMMARIES, summary
@@ -33,9 +37,12 @@ def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor
         "summary": show_summary,
         "sense": analyse_sensitivity,
         "thinnify": thin,
+        "quantize_eval": quantize,
         "evaluate": measure,
     }
     given = [name for name in asked if getattr(arguments, name)]
+    if requested_quantizer(arguments) and "evaluate" in given:
+        given.remove("evaluate")  # Distiller wants both
     if len(given) > 1:
         raise UserError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} exclude each other")
     if arguments.sense and arguments.sense not in KINDS:
@@ -45,9 +52,9 @@ def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor
     if arguments.dry_run and not arguments.compress:
         raise UserError("--dry-run shows a schedule; give --compress FILE")
     trained = arguments.weights or arguments.resume or arguments.pretrained
-    for name in ("thinnify", "sense", "evaluate"):
+    for name in ("thinnify", "sense", "quantize_eval", "evaluate"):
         if getattr(arguments, name) and not trained:
-            raise UserError(f"--{name} looks at a trained network; give --weights FILE or --resume-from RUN")
+            raise UserError(f"--{name.replace('_', '-')} looks at a trained network; give --weights FILE or --resume-from RUN")
     return asked[given[0]] if given else None
 
 
@@ -123,6 +130,33 @@ def thin(compressor: ClassifierCompressor) -> str:
             f"multiply-adds {before.macs:,} -> {after.macs:,}, parameters {before.params:,} -> {after.params:,}",
             measured(compressor.run.evaluation),
             f"checkpoint {path}",
+        ]
+    )
+
+
+def quantize(compressor: ClassifierCompressor) -> str:
+    """Quantize the network after training, measure it before and after, and save it with what was calibrated."""
+    a, run = compressor.arguments, compressor.run
+    quantizer = requested_quantizer(a)
+    assert quantizer is not None
+    before = compressor.validate()
+    evidence = Evidence(run.model, compressor.feed.calibration)
+    quantize_(run, quantizer, evidence.inputs(), lambda: evidence.examples)
+    run.evaluation = compressor.validate()
+    with _new_directory(a) as directory:
+        path = directory.weights / "quantized.pt"
+        if distributed.is_main():
+            write_spreads(directory.path / "calibration.yaml", quantizer.spreads)
+            save_checkpoint(path, inference_state(run, a, compressor.profile))
+    return "\n".join(
+        [
+            f"{len(run.spec.quantization)} layers quantized, ranges of {len(evidence.examples)} training images",
+            f"before: {measured(before)}",
+            f"after:  {measured(run.evaluation)}",
+            f"checkpoint {path}",
+            f"next: python export.py --weights {path} --int8 --data {a.data}"
+            if fits_int8(run.model)
+            else f"next: python val.py --weights {path} --data {a.data}",
         ]
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.distillation import DistillationArguments
+from compression.post_training import PostTrainingArguments
 from utils.arguments import flag
 from utils.errors import UserError
 
@@ -95,8 +96,8 @@ class ScheduleArguments:
 
 
 @dataclass(frozen=True)
-class AnalysisArguments:
-    """Flags that look at a network, or thin it, and train nothing."""
+class AnalysisArguments(PostTrainingArguments):
+    """Flags that look at a network, thin or quantize it, and train nothing."""
 
     summary: str = flag("", "print a summary of the network and end: sparsity, compute, model or modules")
     sense: str = flag("", "sensitivity analysis on the validation images: element, filter or channel")
@@ -107,7 +108,7 @@ class AnalysisArguments:
     @property
     def looks_only(self) -> bool:
         """Whether a network is only looked at, so that --resume-from means its weights and no run that goes on."""
-        return bool(self.summary or self.sense or self.thinnify or self.evaluate)
+        return bool(self.summary or self.sense or self.thinnify or self.quantize_eval or self.evaluate)
 
 
 @dataclass(frozen=True)

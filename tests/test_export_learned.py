@@ -81,7 +81,7 @@ def test_what_no_integer_runtime_computes_is_refused_by_name():
         learned_ranges(model)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1))
     prepare_(model, {"0": {"kind": "layer", "bits_weights": 4, "bits_inputs": 8}})
-    with pytest.raises(UserError, match="0 was trained with 4 bits for weights"):
+    with pytest.raises(UserError, match="0 is quantized with 4 bits for weights"):
         learned_ranges(model)
 
 

@@ -267,6 +267,29 @@ def test_a_pruner_that_measures_filters_works_on_a_quantized_network():
     assert int(kept.sum()) == 8
 
 
+def test_ranges_of_post_training_quantization_are_those_of_the_calibration_images_and_stand_still():
+    training = Training(only({"class": "PostTrainLinearQuantizer", "per_channel_wts": True}, first=1))
+    training.epoch(0)
+    float_model = deepcopy(training.model).eval()
+    seen = []
+    float_model.layer1[0].conv2.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    float_model(INPUTS[:8])  # the loop's examples
+    training.loop.on_epoch_begin(1)
+    training.model.train()
+    training.loop.on_minibatch_begin(0, INPUTS[8:24], LABELS[8:24])
+    for model in (training.model, training.ema.model):
+        layer = model.layer1[0].conv2
+        assert layer.input_low.item() == seen[0].min().item() == 0.0
+        assert layer.input_high.item() == seen[0].max().item()
+    assert training.model.training
+    before = {name: [end.clone() for end in (layer.input_low, layer.input_high)] for name, layer in layers(training.model).items()}
+    weight = training.model.layer1[0].conv2.float_weight.detach().clone()
+    training.epoch(1)
+    for name, layer in layers(training.model).items():
+        assert [layer.input_low, layer.input_high] == before[name]
+    assert not torch.equal(training.model.layer1[0].conv2.float_weight, weight)
+
+
 def test_only_a_quantized_epoch_can_be_the_best():
     training = Training(only(DOREFA, first=2))
     assert [training.loop.scheduler.target_epoch, Training(only(DOREFA, first=9)).loop.scheduler.target_epoch] == [2, -1]
@@ -275,7 +298,6 @@ def test_only_a_quantized_epoch_can_be_the_best():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (only({"class": "PostTrainLinearQuantizer"}), "few_bits: PostTrainLinearQuantizer is for trained networks"),
         (only({"class": "DorefaQuantizer"}), "few_bits: DorefaQuantizer would quantize nothing"),
         (only({**DOREFA, "overrides": {"conv7": {"bits_weights": 2}}}), "few_bits: overrides: 'conv7' matches no module"),
         (only({"class": "WRPNQuantizer", "bits_weights": 1}), "few_bits: bits_weights is 1; only DoReFa"),

@@ -47,7 +47,7 @@ def learned_ranges(model: nn.Module) -> Learned:
         settings = layer.settings
         if (settings.bits_weights or BITS) != BITS or (settings.bits_inputs or BITS) != BITS or not settings.mode.startswith("sym"):
             bits = f"{settings.bits_weights} bits for weights ({settings.mode}), {settings.bits_inputs} for inputs"
-            raise UserError(f"{name} was trained with {bits}; --int8 takes {BITS} of both and symmetric weights")
+            raise UserError(f"{name} is quantized with {bits}; --int8 takes {BITS} of both and symmetric weights")
     inputs = {}
     for name, layer in layers.items():
         if layer.settings.bits_inputs:
@@ -56,3 +56,12 @@ def learned_ranges(model: nn.Module) -> Learned:
             inputs[name] = float(grid.scale), int(grid.zero_point) + shift
     per_channel = all(layer.settings.per_channel for layer in layers.values())
     return Learned(inputs, per_channel)
+
+
+def fits_int8(model: nn.Module) -> bool:
+    """Whether a quantized network can be written as an int8 file with its own ranges."""
+    try:
+        learned_ranges(model)
+    except UserError:
+        return False
+    return True

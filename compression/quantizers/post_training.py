@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from compression.quantizers.calibrating import measure_inputs, read_spreads
 from compression.quantizers.clipping import CLIPS, Spread, clip_range
@@ -30,7 +29,7 @@ FULL = 32  # accumulators that hold every sum
 
 @dataclass
 class PostTrainLinearQuantizer(Quantizer):
-    """Quantizes a trained network as it is; the result is for eval mode.
+    """Quantizes a trained network as it is. Where it trains on, the ranges of inputs stand still.
 
     Attributes:
         bits_parameters: of the weights.
@@ -52,7 +51,7 @@ class PostTrainLinearQuantizer(Quantizer):
     model_activation_stats: str | None = option(optional(text), None)
 
     spreads: dict[str, Spread] = field(init=False, repr=False, compare=False, default_factory=dict)
-    trains = False
+    calibrates = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,36 +77,14 @@ class PostTrainLinearQuantizer(Quantizer):
             bits_accum=None if self.bits_accum >= FULL else self.bits_accum,
         )
 
-    def prepare_model(
-        self,
-        model: nn.Module,
-        inputs: Tensor | None = None,
-        optimizer: Optimizer | None = None,
-        batches: Iterable[Tensor] | None = None,
-    ) -> nn.Module:
-        """Quantize a trained network, in place.
-
-        Args:
-            model: the network; it is put into eval mode.
-            inputs: a batch [B, C, H, W], normalised.
-            optimizer: of no use here.
-            batches: inputs that the ranges are measured on; without them, on ``inputs``.
-
-        Raises:
-            UserError: there are no inputs, the file of statistics lacks a layer, or see ``Quantizer.prepare_model``.
-        """
+    def measure(self, model: nn.Module, inputs: Tensor | None, batches: Iterable[Tensor] | None) -> None:
         if inputs is None:
-            raise UserError("PostTrainLinearQuantizer needs a batch of inputs, to find the batch norms that it folds")
-        self.spreads = {}
+            raise UserError(f"{type(self).__name__} needs a batch of inputs, to find the batch norms that it folds")
+        self.layout = layout_of(model, inputs)
         if self.model_activation_stats:
             self.spreads = read_spreads(Path(self.model_activation_stats))
-        self._batches = [inputs] if batches is None else batches
-        return super().prepare_model(model.eval(), inputs, optimizer)
-
-    def measure(self, model: nn.Module, inputs: Tensor | None) -> None:
-        assert inputs is not None
-        self.layout = layout_of(model, inputs)
-        self.spreads = self.spreads or measure_inputs(model, self._batches)
+        else:
+            self.spreads = measure_inputs(model, [inputs] if batches is None else batches)
         wanted = [name for name, bits in self.bits_of(model).items() if bits.activations and name in self.layout.run]
         if missing := [name for name in wanted if name not in self.spreads]:
             raise UserError(f"{self.model_activation_stats}: no statistics of the inputs of {', '.join(missing[:4])}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Quantizer:
     layout: Layout = field(init=False, repr=False, compare=False, default_factory=Layout)
 
     method = "linear"  # of the weights, see ``models.quantized.settings``
-    trains = True  # whether a schedule may train with it
+    calibrates = False  # whether it measures the network on more images than a batch
 
     def __post_init__(self) -> None:
         nowhere = Place("", {}, {})
@@ -99,13 +99,20 @@ class Quantizer:
         if not any((b.activations, b.weights, b.bias) != (None, None, None) for b in chosen.values()):
             raise UserError(f"{type(self).__name__} would quantize nothing: give bits_activations, bits_weights or overrides")
 
-    def prepare_model(self, model: nn.Module, inputs: Tensor | None = None, optimizer: Optimizer | None = None) -> nn.Module:
+    def prepare_model(
+        self,
+        model: nn.Module,
+        inputs: Tensor | None = None,
+        optimizer: Optimizer | None = None,
+        batches: Iterable[Tensor] | None = None,
+    ) -> nn.Module:
         """Quantize a network, in place: names stay, a shared module is replaced once, Parameters stay the same objects.
 
         Args:
             model: the network.
             inputs: a batch [B, C, H, W], normalised, on its device; needed by what folds batch norm or tracks ranges.
             optimizer: what it trains with; its groups stay as they are, learned clips get a group of their own.
+            batches: inputs that a quantizer that ``calibrates`` measures the network on; without them, on ``inputs``.
 
         Returns:
             The network.
@@ -116,7 +123,7 @@ class Quantizer:
         if is_quantized(model):
             raise UserError("the network is quantized already; a quantizer prepares it once")
         self.check(model)
-        self.measure(model, inputs)
+        self.measure(model, inputs, batches)
         modules, replacements = dict(model.named_modules()), {}
         for name, bits in self.bits_of(model).items():
             new = self.replace_factory[type(modules[name])](modules[name], name, bits)
@@ -130,7 +137,7 @@ class Quantizer:
             self.mend_(optimizer, model)
         return model
 
-    def measure(self, model: nn.Module, inputs: Tensor | None) -> None:
+    def measure(self, model: nn.Module, inputs: Tensor | None, batches: Iterable[Tensor] | None) -> None:
         """Find out what the replacements need to know of the network, while it is still whole."""
 
     def settle(self, model: nn.Module, inputs: Tensor | None) -> None:

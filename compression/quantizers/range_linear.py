@@ -11,6 +11,7 @@ output: a sum of a shortcut is rounded where it is read.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
             float_copy=self.train_with_fp_copy,
         )
 
-    def measure(self, model: nn.Module, inputs: Tensor | None) -> None:
+    def measure(self, model: nn.Module, inputs: Tensor | None, batches: Iterable[Tensor] | None) -> None:
         if inputs is None:
             raise UserError(f"{type(self).__name__} needs a batch of inputs, to find the batch norms that it folds")
         self.layout = layout_of(model, inputs)

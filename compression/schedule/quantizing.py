@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from compression.calibration import Calibration
 from compression.quantizers.quantizer import Quantizer
 from compression.schedule.windows import Window
 from compression.thinning import ThinningPolicy
@@ -14,6 +17,28 @@ from utils.errors import UserError
 from utils.hooks import Hook, LoopState
 
 
+def quantize_(run: LoopState, quantizer: Quantizer, inputs: Tensor, examples: Callable[[], Calibration]) -> None:
+    """Quantize the network of a run and its moving average alike, in place.
+
+    Args:
+        run: its model, average and specification change.
+        quantizer: how.
+        inputs: a batch, normalised, on the network's device.
+        examples: gives the calibration images, the same on every rank, where the quantizer needs them.
+
+    Raises:
+        UserError: see ``Quantizer.prepare_model``.
+    """
+    batches = (images for images, _ in examples().batches()) if quantizer.calibrates else None
+    quantizer.prepare_model(run.model, inputs, run.optimizer, batches)
+    distributed.broadcast_([tensor for pair in input_tensors(run.model).values() for tensor in pair])
+    if run.ema:
+        prepare_alike_(run.ema.model, run.model)
+    if run.spec:
+        run.spec = run.spec.with_(quantization=recipe_of(run.model))
+    run.restructured()
+
+
 class QuantizationPolicy(Hook):
     """Quantizes the network before the first batch of its window, and its moving average alike.
 
@@ -21,10 +46,17 @@ class QuantizationPolicy(Hook):
     Parameters stay the same objects and the schedule's names of them stay, so masks hold as before.
     """
 
-    def __init__(self, name: str, quantizer: Quantizer, window: Window, run: LoopState, report: Callable[[str], None]) -> None:
-        if not quantizer.trains:
-            raise UserError(f"{type(quantizer).__name__} is for trained networks, not for a schedule: call its prepare_model")
-        self.name, self.quantizer, self.window, self.run, self.report = name, quantizer, window, run, report
+    def __init__(
+        self,
+        name: str,
+        quantizer: Quantizer,
+        window: Window,
+        run: LoopState,
+        examples: Callable[[], Calibration],
+        report: Callable[[str], None],
+    ) -> None:
+        self.name, self.quantizer, self.window, self.run = name, quantizer, window, run
+        self.examples, self.report = examples, report
         self.prepared = False
         if not is_quantized(run.model):  # one that goes on is
             quantizer.check(run.model)
@@ -47,18 +79,9 @@ class QuantizationPolicy(Hook):
     def on_minibatch_begin(self, run: LoopState) -> None:
         if self.prepared:
             return
-        self.quantizer.prepare_model(run.model, run.inputs, run.optimizer)
-        distributed.broadcast_([tensor for pair in input_tensors(run.model).values() for tensor in pair])
-        if run.ema:
-            prepare_alike_(run.ema.model, run.model)
-        self._take_up(run)
-        run.restructured()
+        quantize_(run, self.quantizer, run.inputs, self.examples)
+        self.prepared = True
         self.report(f"{self.name}: {len(recipe_of(run.model))} modules quantized by {type(self.quantizer).__name__}")
-
-    def _take_up(self, run: LoopState) -> None:
-        self.prepared, self.quantizer.model = True, run.model
-        if run.spec:
-            run.spec = run.spec.with_(quantization=recipe_of(run.model))
 
     def refresh_(self, run: LoopState) -> None:
         """Bring the images of the weights up to date, of the network and of its average, once weights and masks are set."""
@@ -81,7 +104,9 @@ class QuantizationPolicy(Hook):
                 prepare_alike_(run.ema.model, run.model)
             run.restructured()
         self.quantizer.mend_(run.optimizer, run.model)
-        self._take_up(run)
+        self.prepared, self.quantizer.model = True, run.model
+        if run.spec:
+            run.spec = run.spec.with_(quantization=recipe_of(run.model))
 
 
 def check_order(policies: Sequence[Any], epochs: int) -> None:

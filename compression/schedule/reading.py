@@ -9,7 +9,7 @@ from typing import Any
 
 from compression.learning_rates import PLATEAU, Plateau, check_class, learning_rates
 from compression.pruners import PRUNERS
-from compression.quantizers import QUANTIZERS
+from compression.quantizers import QUANTIZERS, Quantizer
 from compression.regularizers import REGULARIZERS
 from compression.schedule.policies import PruningOptions, RegularizingOptions
 from compression.schedule.teaching import KnowledgeDistillation
@@ -155,6 +155,26 @@ def parse_schedule(content: Mapping[str, Any], parameters: Mapping[str, int], so
     unused = [f"{name}.{key}" for name, section in SECTIONS.items() for key in instances[name] if (section.kind, key) not in used]
     last = [entry for entry in found if entry.kind == "lr_scheduler"]
     return Schedule(source, [*(entry for entry in found if entry not in last), *last], matches, unused)
+
+
+def read_quantizer(path: Path) -> Quantizer:
+    """Read a file that describes one quantizer and no policies.
+
+    Raises:
+        UserError: it holds something else, or see ``read_schedule``.
+    """
+    content = read_yaml(path, "quantizer")
+    if extra := [name for name in content if name not in ("version", "quantizers")]:
+        raise UserError(one_line(f"{path}: {shown(extra[0])} has no place in it; valid: version, quantizers"))
+    try:
+        found = _instances(SECTIONS["quantizers"], "quantizers", content.get("quantizers"), Place("", {}, {}) / "quantizers")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if len(found) != 1:
+        raise UserError(f"{path}: quantizers: there must be one, not {len(found)}")
+    ((_, quantizer),) = found.values()
+    assert isinstance(quantizer, Quantizer)
+    return quantizer
 
 
 def _instances(section: Section, name: str, entries: Any, place: Place) -> dict[str, tuple[str, Any]]:

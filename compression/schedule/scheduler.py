@@ -85,7 +85,7 @@ class CompressionScheduler(Hook):
         if entry.kind == "extension":
             return ThinningPolicy(entry.name, entry.instance.role, entry.window, self.masks, self.evidence, self.report)
         if entry.kind == "quantizer":
-            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, self.report)
+            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, lambda: self.evidence.examples, self.report)
         if entry.kind == "distiller":
             return self._teaching(entry, run)
         raise UserError(f"this version has no {entry.kind}")
