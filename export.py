@@ -26,6 +26,7 @@ def main() -> None:
     subject = load_subject(a)
     directory = RunDirectory.create(a.project, a.name, a.exist_ok)
     try:
+        (directory.path / "results.json").unlink(missing_ok=True)  # of a run before, which it would no longer describe
         write_yaml(directory.path / "opt.yaml", to_record(a))
         exported = run_export(a, subject, directory.path)
         write_json(directory.path / "results.json", exported.to_dict())
@@ -42,7 +43,7 @@ def text(exported: Exported) -> str:
     eager = exported.eager
     lines = [f"note   {note}" for note in exported.notes]
     lines.append(f"{'format':<12}{'precision':<10}{'bytes':>12}{'top-1':>9}{'ms, batch 1':>13}{'max difference':>16}")
-    lines.append(f"{'eager':<12}{'fp32':<10}{'':>12}{_percent(eager['top1']):>9}{eager['latency_ms']:>13.3f}")
+    lines.append(f"{'eager':<12}{eager['precision']:<10}{'':>12}{_percent(eager['top1']):>9}{eager['latency_ms']:>13.3f}")
     lines += [
         f"{row.format:<12}{row.precision:<10}{row.bytes:>12,}{_percent(row.top1):>9}{row.latency_ms:>13.3f}{row.max_difference:>16.1e}"
         for row in exported.rows

@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.reporting import report
 from compression.allocation import Budget, allocate
@@ -33,7 +31,7 @@ from compression.criteria import score
 from compression.exporting.exporting import CPU, EVALUATION_BATCH
 from compression.exporting.formats import FORMATS
 from compression.exporting.graphs import Source
-from compression.exporting.measuring import comparison_images, difference_of, make_row, size_of
+from compression.exporting.measuring import comparison_images, difference_of, make_row, size_of, times_of
 from compression.narrowing import spec_of
 from compression.plan import entries_of, make_plan
 from compression.surgery import shrink_
@@ -43,12 +41,12 @@ from models.loading import Loaded, load_classifier
 from models.metadata import Metadata
 from models.validation import load_for, measure
 from models.widths import group_counts
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 from utils.profile import count_macs, example_input
 from utils.spec import ModelSpec
 from utils.splits import ImageData
 
-SHARE, ROUND_TO = 0.5, 16  # of the multiply-adds that pruning leaves; channels are kept in multiples of the other
+SHARE = 0.5  # of the multiply-adds that pruning leaves
 BATCHES = (1, 8)
 KEYS = ("network", "step", "runtime", "precision")  # of a row; measured again, it takes the place of the old one
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of formats that int8 can be written in
@@ -75,7 +73,7 @@ def random_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
     dense = build(spec).eval()
     graph, total = trace(dense, example_input(dense, spec)), count_macs(dense, spec)
     budget = Budget(macs_cost(graph, total), SHARE, "macs")
-    widths = allocate(graph, entries_of(graph, spec.name), budget, ROUND_TO, 1, None)
+    widths = allocate(graph, entries_of(graph, spec.name), budget, options.round_to, 1, None)
     orders = {name: found.order.tolist() for name, found in score("l1", dense, graph, None, options.seed, widths).groups.items()}
     narrow = deepcopy(dense)
     shrink_(narrow, graph, make_plan(graph, widths, orders).kept, next(noise(spec, 2, options.seed).batches())[0])
@@ -120,18 +118,6 @@ def forms_of(step: str, loaded: Loaded, calibration: Calibration, formats: Seque
     return forms
 
 
-def take_times(forms: Sequence[Form], position: int, images: Tensor, rounds: int, passes: int) -> None:
-    """Time all forms by turns; a turn begins with a pass that does not count, as other threads may still be spinning."""
-    for _ in range(rounds):
-        for form in forms:
-            logits, taken = form.backends[position].logits, form.times.setdefault(len(images), [])
-            logits(images)
-            for _ in range(passes):
-                start = time.perf_counter()
-                logits(images)
-                taken.append((time.perf_counter() - start) * 1e3)
-
-
 def rows_of(network: str, forms: Sequence[Form], data: ImageData | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the accuracy of each form and put together what was found."""
     rows = []
@@ -164,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="architecture, with random weights where no --weights are given")
     parser.add_argument("--imgsz", type=int, default=224, help="with random weights")
+    parser.add_argument("--round-to", type=int, default=16, help="with random weights: channels are kept in multiples of this")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of one classifier, the dense one first")
     parser.add_argument("--data", default="", help="for the accuracy, and for images to calibrate on")
     parser.add_argument("--split", default="test", choices=("val", "test"))
@@ -189,11 +176,13 @@ def main() -> None:
             (Path(folder) / str(i)).mkdir()
             forms += forms_of(step, loaded, images, formats, Path(folder) / str(i))
         for position, batch in enumerate(BATCHES):
-            take_times(forms, position, images.images[:batch], options.rounds, options.passes)
+            backends = [form.backends[position] for form in forms]
+            for form, taken in zip(forms, times_of(backends, images.images[:batch], options.rounds, options.passes), strict=True):
+                form.times[batch] = taken
         rows = rows_of(spec.name, forms, data, options)
     kept = json.loads(Path(options.out).read_text())["rows"] if options.append and Path(options.out).exists() else []
     report("deploy", list({tuple(row[name] for name in KEYS): row for row in [*kept, *rows]}.values()), options.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -135,8 +135,6 @@ def _from_file(path: str, name: str, student: ModelSpec) -> Loaded:
     except UserError as error:
         reason = str(error).replace("--model", "--kd-teacher")
         raise UserError(f"the teacher can't be loaded: {reason}") from None
-    if name and (wanted := resolve_model(name)[0]) != loaded.spec.name:
-        raise UserError(f"--kd-teacher {name} ({wanted}) does not go with {path}, which is a {loaded.spec.name}")
     if not loaded.checkpoint and not loaded.named and loaded.spec.channels == student.channels:
         loaded.spec = loaded.spec.with_(mean=student.mean, std=student.std)
         loaded.notes.append("the teacher's file does not say its normalisation; it gets the student's")

@@ -14,7 +14,7 @@ from torch import nn
 from compression.arguments import TrainArguments
 from compression.narrowing import build_narrow, load_model, scores_of_files
 from models import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
-from models.loading import WeightsFile, build_as, identify, load_state_, read_weights
+from models.loading import WeightsFile, build_as, check_name, identify, load_state_, read_weights
 from models.widths import group_counts
 from utils import distributed
 from utils.caching import cache_split
@@ -159,11 +159,10 @@ def _narrowed(
 
 
 def _spec_of_file(file: WeightsFile, arguments: TrainArguments) -> ModelSpec:
-    wanted, definition = resolve_model(arguments.model) if arguments.model else ("", None)
+    check_name(file, arguments.model)
     if file.spec is not None:
-        if wanted and wanted != file.spec.name:
-            raise UserError(f"--model {arguments.model} does not go with {file.path}, which is a {file.spec.name}; leave --model out")
         return file.spec
+    wanted, definition = resolve_model(arguments.model) if arguments.model else ("", None)
     return ModelSpec(wanted or identify(file.state, file.path), 1, definition=definition)
 
 

@@ -91,10 +91,7 @@ def load_subject(a: PruneArguments) -> Subject:
         UserError: the weights can't be loaded, the size does not fit, or a pattern of --exclude matches nothing.
     """
     if a.weights:
-        wanted = resolve_model(a.model)[0] if a.model else ""
         loaded = load_classifier(a.weights, a.model or None)
-        if wanted and wanted != loaded.spec.name:
-            raise UserError(f"--model {a.model} does not go with {a.weights}, which is a {loaded.spec.name}; leave --model out")
         if loaded.spec.quantization:
             raise UserError(f"{a.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     else:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.exported import ExportedBackend, Start
+from models.exported import ExportedBackend, Start, finite, one_line
 from models.loading import Loaded, load_classifier
 from models.onnx_backend import OnnxRuntime
 from models.openvino_backend import OpenVinoRuntime
@@ -43,7 +43,7 @@ class TorchBackend:
     """Runs a network in torch: channels-last, half precision on request."""
 
     def __init__(self, loaded: Loaded, device: torch.device, half: bool = False, imgsz: int | None = None) -> None:
-        self.spec = loaded.spec.with_(imgsz=imgsz) if imgsz else loaded.spec
+        self.spec = loaded.spec if imgsz is None else loaded.spec.with_(imgsz=imgsz)
         self.notes, self.named = loaded.notes, loaded.named
         self.record = loaded.checkpoint.get("arguments", {})
         self.model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -56,7 +56,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        return self.classify(images).cpu()
+        return finite(self.classify(images).cpu(), self.spec.name)
 
 
 Opener = Callable[[Path, torch.device, bool, str | None, int | None], Backend]
@@ -98,11 +98,23 @@ def open_backend(
     Raises:
         UserError: no backend reads this kind of file, or the file is not sound.
     """
-    path = Path(weights)
-    kind = FOLDER if path.is_dir() else path.suffix.lower()
+    kind = kind_of(weights)
+    if not weights or not Path(weights).exists():
+        raise UserError(f"no weights file {weights}" if weights else "--weights is empty; give a file")
     if kind not in BACKENDS:
         raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join(BACKENDS)}")
-    return BACKENDS[kind](path, device, half, model_name, imgsz)
+    return BACKENDS[kind](Path(weights), device, half, model_name, imgsz)
+
+
+def kind_of(weights: str) -> str:
+    """Return a file's entry in ``BACKENDS``, if it has one."""
+    return FOLDER if Path(weights).is_dir() else Path(weights).suffix.lower()
+
+
+def is_exported(weights: str) -> bool:
+    """Whether a file is one that export.py or another exporter writes; a folder is one if it holds an .xml."""
+    kind = kind_of(weights)
+    return any(Path(weights).glob("*.xml")) if kind == FOLDER else BACKENDS.get(kind, TorchBackend.open) != TorchBackend.open
 
 
 def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:
@@ -117,5 +129,4 @@ def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:
         for _ in range(passes):
             backend.logits(images)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({reason}); choose another --imgsz") from None
+        raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({one_line(error)}); choose another --imgsz") from None

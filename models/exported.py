@@ -19,6 +19,7 @@ from utils.transforms import normalisation_tables, normalise_by_table
 
 Shape = tuple[int | None, ...]
 INSTALL = "pip install -r requirements-export.txt"
+PROBED = 2  # images, where a file takes any number: one that was made for one shows here
 SMALLEST = float(np.finfo(np.float32).tiny)  # of a probability, whose logarithm is taken
 
 
@@ -62,7 +63,7 @@ class ExportedBackend:
         self.runtime, self.path, self.notes = runtime, path, list(runtime.notes)
         self.known = Metadata.from_json(runtime.metadata, path) if runtime.metadata else self._assume(imgsz)
         self.spec, self.named, self.record = self.known.spec, self.known.named, self.known.record
-        if imgsz and imgsz != self.spec.imgsz:
+        if imgsz is not None and imgsz != self.spec.imgsz:
             raise UserError(f"{path} takes images of {self.spec.imgsz} px, not of {imgsz}; leave --imgsz out, or export it at {imgsz}")
         self.tables = normalisation_tables(self.spec)
         if runtime.metadata:
@@ -71,7 +72,7 @@ class ExportedBackend:
 
     def logits(self, images: Tensor) -> Tensor:
         inputs = images.numpy() if self.known.preprocessing else normalise_by_table(images.numpy(), self.tables)
-        outputs = torch.from_numpy(np.array(self._run(inputs), dtype=np.float32))
+        outputs = finite(torch.from_numpy(np.array(self._run(inputs), dtype=np.float32)), str(self.path))
         # softmax(log(p)) = p, so that whoever takes logits gets the file's own probabilities back.
         return outputs.clamp_min_(SMALLEST).log_() if self.known.softmax else outputs
 
@@ -79,21 +80,30 @@ class ExportedBackend:
         """Run any number of images; a file of a fixed batch gets its batches, the last one filled with zeros."""
         inputs, size = inputs.astype(self.runtime.input_type or inputs.dtype, copy=False), self.known.batch_size
         if size is None or len(inputs) == size:
-            return self.runtime.run(inputs)
+            return self._pass(inputs)
         parts = []
         for begin in range(0, len(inputs), size):
             part = inputs[begin : begin + size]
             filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-            parts.append(self.runtime.run(filled)[: len(part)])
+            parts.append(self._pass(filled)[: len(part)])
         return np.concatenate(parts)
 
-    def _probe(self) -> NDArray[Any]:
-        """Run one batch of zeros."""
-        shape = tuple(size or 1 for size in self.known.input_shape)
+    def _pass(self, inputs: NDArray[Any]) -> NDArray[Any]:
         try:
-            return self.runtime.run(np.zeros(shape, self.runtime.input_type or self.known.input_type))
+            return self.runtime.run(inputs)
         except Exception as error:  # each runtime raises its own
-            raise UserError(f"{self.path} does not run on images of {self.spec.imgsz} px ({one_line(error)})") from None
+            raise UserError(f"{self.path} does not run on {len(inputs)} image(s) of {self.spec.imgsz} px ({one_line(error)})") from None
+
+    def _probe(self, count: int) -> NDArray[Any]:
+        """Run a batch of zeros."""
+        shape = [count, *(size or 1 for size in self.known.input_shape[1:])]
+        return self._pass(np.zeros(shape, self.runtime.input_type or self.known.input_type))
+
+    def _takes_two(self, classes: int) -> bool:
+        try:
+            return self._probe(PROBED).shape == (PROBED, classes)
+        except UserError:
+            return False
 
     def _check_input(self) -> None:
         told, found = self.known.input_shape, self.runtime.input_shape
@@ -103,10 +113,12 @@ class ExportedBackend:
             raise self._misfit(f"{self.known.input_type} inputs", self.runtime.input_type)
 
     def _check_outputs(self) -> None:
-        self.spec, expected = self.known.spec, (self.known.batch_size or 1, self.known.spec.num_classes)
-        found = self._probe().shape
-        if found != expected:
-            raise self._misfit(f"outputs of {shown_shape(expected)}", shown_shape(found))
+        count = self.known.batch_size or PROBED
+        outputs, expected = self._probe(count), (count, self.known.spec.num_classes)
+        if outputs.shape != expected:
+            raise self._misfit(f"outputs of {shown_shape(expected)}", shown_shape(outputs.shape))
+        if self.known.softmax and not are_probabilities(outputs):
+            raise self._misfit("probabilities", "outputs that do not sum to 1")
 
     def _misfit(self, told: str, found: str) -> UserError:
         return UserError(f"{self.path}: its metadata tells {told}, but it has {found}; the metadata is not this file's: export it again")
@@ -133,12 +145,15 @@ class ExportedBackend:
             raise UserError(f"image size is {side}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")
         self.spec = ModelSpec(self.path.stem, 1, side, channels or 3)
         self.known = Metadata(self.spec, batch_size=batch, named=False)
-        outputs = self._probe()
+        outputs = self._probe(batch or 1)
         if outputs.ndim != 2 or len(outputs) != (batch or 1):
             raise UserError(
                 f"{self.path} gives {shown_shape(outputs.shape)} for {batch or 1} image(s); a classifier gives [batch, classes]"
             )
-        softmax = bool((outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-3))
+        if batch is None and not self._takes_two(outputs.shape[1]):
+            batch = 1
+            self.notes.append(f"{self.path} says that it takes any number of images, but it takes one; it gets them one by one")
+        softmax = are_probabilities(outputs)
         spec = ModelSpec(self.path.stem, outputs.shape[1], side, channels or 3)
         means = ", ".join(f"{value:g}" for value in spec.mean)
         self.notes.append(
@@ -146,6 +161,22 @@ class ExportedBackend:
             f"ImageNet's mean ({means}) and std, outputs are {'probabilities' if softmax else 'logits'}"
         )
         return Metadata(spec, softmax=softmax, batch_size=batch, named=False)
+
+
+def finite(outputs: Tensor, what: str) -> Tensor:
+    """Return a classifier's outputs.
+
+    Raises:
+        UserError: some are no numbers, so that no class could be told from them.
+    """
+    if not bool(outputs.isfinite().all()):
+        raise UserError(f"{what} gives outputs that are no numbers (nan or inf)")
+    return outputs
+
+
+def are_probabilities(outputs: NDArray[Any]) -> bool:
+    """Whether outputs [B, classes] are probabilities."""
+    return bool((outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-2))
 
 
 def name_outputs_(backend: Any, class_names: tuple[str, ...], data: str) -> None:

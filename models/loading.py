@@ -82,6 +82,7 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     """
     file = read_weights(weights)
     if file.spec is not None:
+        check_name(file, model_name)
         model = build_as(file.spec, file)
         notes = load_state_(model, file.state)
         return Loaded(model, file.spec, notes, file.checkpoint, file.named)
@@ -89,6 +90,16 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     spec = ModelSpec(name, _num_outputs(file.state, file.path), default_size(name), _num_inputs(file.state), definition=definition)
     model = build(spec)
     return Loaded(model, spec, load_state_(model, file.state), named=False)
+
+
+def check_name(file: WeightsFile, model_name: str | None) -> None:
+    """Check that a file that says what it is is what was asked for.
+
+    Raises:
+        UserError: it is another architecture.
+    """
+    if model_name and file.spec and resolve_model(model_name)[0] != file.spec.name:
+        raise UserError(f"--model {model_name} does not go with {file.path}, which is a {file.spec.name}; leave --model out")
 
 
 def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:

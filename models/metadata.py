@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ FORMAT, VERSION = "rankcut-export", 1
 KEY = "rankcut"  # the entry of an ONNX file's metadata and of an OpenVINO model's rt_info
 TORCHSCRIPT_FILE = "rankcut.json"  # inside the archive
 PRECISIONS = ("fp32", "fp16", "int8")
+MAX_BATCH = 1 << 16
+# Of the training run's record: how validation images were held out, and which values mean something.
+RECORDED: dict[str, Callable[[Any], bool]] = {
+    "val_fraction": lambda value: isinstance(value, float) and 0 < value < 1,
+    "seed": lambda value: type(value) is int and value >= 0,
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,12 @@ class Metadata:
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: its metadata is no JSON; export the file again") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UserError(f"{path}: its metadata is not of the format '{FORMAT}'; export the file again")
         version = content.pop("version", None)
-        if type(version) is not int or version > VERSION:
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise UserError(f"{path} has export version {version}; this code reads up to {VERSION}: update RankCut")
         kinds = {"precision": str, "preprocessing": bool, "softmax": bool, "batch_size": int | None, "named": bool, "record": dict}
         for name, kind in {"spec": dict, **kinds}.items():
@@ -77,6 +84,10 @@ class Metadata:
                 raise UserError(f"{path}: its metadata's '{name}' is {content.get(name)!r}; export the file again")
         if content["precision"] not in PRECISIONS:
             raise UserError(f"{path}: its metadata's precision is '{content['precision']}'; valid: {', '.join(PRECISIONS)}")
+        size = content["batch_size"]
+        if size is not None and not 1 <= size <= MAX_BATCH:
+            raise UserError(f"{path}: its metadata's batch_size is {size}; it must lie in 1..{MAX_BATCH}")
+        content["record"] = {name: value for name, value in content["record"].items() if name in RECORDED and RECORDED[name](value)}
         try:
             return cls(ModelSpec.from_dict(content["spec"]), **{name: content[name] for name in kinds})
         except (UserError, TypeError) as error:

@@ -67,6 +67,8 @@ def read_model(file: Path) -> tuple[Any, Any]:
         UserError: the file is damaged, or OpenVINO is not installed.
     """
     core = optional_module("openvino", f"{file}").Core()
+    if file.suffix == ".xml" and not file.with_suffix(".bin").is_file():
+        raise UserError(f"{file} has no {file.stem}.bin beside it, which holds its weights")
     try:
         return core, core.read_model(file)
     except Exception as error:  # OpenVINO raises RuntimeError, and others for what is no XML

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,25 @@ from numpy.typing import NDArray
 from models.exported import Shape, one_line
 from models.metadata import TORCHSCRIPT_FILE
 from utils.errors import UserError
+
+# A TorchScript file is a program; these are all of its operations on files, and what runs while it is being loaded.
+FILE_ACCESS = re.compile(rb"\b(from_file|save|__setstate__)\b")
+
+
+def refuse_file_access(path: Path) -> None:
+    """Refuse a TorchScript file whose code could read or write files.
+
+    Raises:
+        UserError: it could, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            codes = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith(".py")]
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path} is not a TorchScript file, or is damaged ({one_line(error)})") from None
+    for code in codes:
+        if found := FILE_ACCESS.search(code):
+            raise UserError(f"{path} is refused: its code uses {found[1].decode()}, which can read or write files; a classifier needs none")
 
 
 class TorchScriptRuntime:
@@ -24,6 +46,7 @@ class TorchScriptRuntime:
         if not path.is_file():
             raise UserError(f"no weights file {path}")
         extra = {TORCHSCRIPT_FILE: ""}
+        refuse_file_access(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch remarks that it would rather have another format

@@ -69,6 +69,15 @@ def test_a_file_of_a_fixed_batch_takes_any_number(tmp_path, count):
     assert logits[:, 0].tolist() == pytest.approx([2, -2, -1.2, 2, -2][:count], abs=1e-6)
 
 
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    path = write(tmp_path / "a.onnx", metadata=Metadata(SPEC))
+    model = onnx.load(path)
+    model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((3, 1), np.nan, np.float32), "w"))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"a\.onnx gives outputs that are no numbers"):
+        open_backend(path, CPU).logits(images(1))
+
+
 def test_probabilities_become_logits_that_give_them_back(tmp_path):
     backend = open_backend(write(tmp_path / "a.onnx", Metadata(SPEC, softmax=True), softmax=True), CPU)
     terms = [math.exp(value) for value in (2, -2, 4)]
@@ -104,6 +113,34 @@ def test_a_foreign_file_is_run_on_assumptions_that_are_said(tmp_path):
     assert backend.logits(images(255, channels=3))[0, 0].item() == pytest.approx(2.4391599, abs=1e-5)
 
 
+@pytest.mark.parametrize("classes", [3, -1])
+def test_a_foreign_file_that_was_made_for_one_image_gets_them_one_by_one(tmp_path, classes):
+    path = write(tmp_path / "a.onnx", shape=("n", 3, 8, 8))
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, classes]), "shape"))
+    model.graph.node[-1].CopyFrom(helper.make_node("Reshape", ["z", "shape"], ["logits"]))
+    onnx.save(model, path)
+    backend = open_backend(path, CPU)
+    assert any("it gets them one by one" in note for note in backend.notes)
+    logits = backend.logits(images(255, 0, 255, channels=3))
+    assert logits[:, 0].tolist() == pytest.approx(
+        [2.4391599, -1.9860202, 2.4391599], abs=1e-5
+    )  # -(0.485 / 0.229 + 0.456 / 0.224 + 0.406 / 0.225) / 3
+
+
+def test_what_a_runtime_says_while_it_runs_is_one_clear_line(tmp_path):
+    backend = open_backend(write(tmp_path / "a.onnx", metadata=Metadata(SPEC)), CPU)
+    with pytest.raises(UserError, match=r"a\.onnx does not run on 1 image\(s\) of 8 px"):
+        backend._pass(np.zeros((1, 3, 9, 9), np.float32))
+
+
+def test_a_record_that_means_nothing_is_left_out(tmp_path):
+    record = {"val_fraction": "x", "seed": -3, "other": 1}
+    assert open_backend(write(tmp_path / "a.onnx", **changed(record=record)), CPU).record == {}
+    record = {"val_fraction": 0.3, "seed": 5}
+    assert open_backend(write(tmp_path / "b.onnx", **changed(record=record)), CPU).record == record
+
+
 def test_probabilities_of_a_foreign_file_are_recognised(tmp_path):
     backend = open_backend(write(tmp_path / "a.onnx", softmax=True), CPU)
     assert "outputs are probabilities" in backend.notes[0]
@@ -117,17 +154,40 @@ def test_the_size_of_a_foreign_file_comes_from_imgsz_where_it_does_not_tell(tmp_
     assert open_backend(path, CPU, imgsz=12).logits(images(255, side=12, channels=3)).shape == (1, 3)
 
 
+def changed(**values):
+    """A description with other values, those of the spec by their own names."""
+    content = json.loads(Metadata(SPEC).to_json())
+    for name, value in values.items():
+        (content if name in content else content["spec"])[name] = value
+    return {"text": json.dumps(content)}
+
+
 NEWER = json.dumps({"format": "rankcut-export", "version": 99})
 HALF = json.dumps({"format": "rankcut-export", "version": 1, "spec": {}})
 BAD = {
     "channels": ({"metadata": Metadata(SPEC), "shape": ("n", 3, 8, 8)}, {}, "tells an input of [any, 1, 8, 8], but it has [any, 3, 8, 8]"),
     "size": ({"metadata": Metadata(SPEC), "shape": ("n", 1, 9, 9)}, {}, "tells an input of [any, 1, 8, 8], but it has [any, 1, 9, 9]"),
     "batch": ({"metadata": Metadata(SPEC), "shape": (2, 1, 8, 8)}, {}, "tells an input of [any, 1, 8, 8], but it has [2, 1, 8, 8]"),
-    "classes": ({"metadata": Metadata(SPEC), "outputs": 4}, {}, "tells outputs of [1, 3], but it has [1, 4]"),
+    "classes": ({"metadata": Metadata(SPEC), "outputs": 4}, {}, "tells outputs of [2, 3], but it has [2, 4]"),
     "type": ({"metadata": Metadata(SPEC), "kind": TensorProto.UINT8}, {}, "tells float32 inputs, but it has uint8"),
     "no json": ({"text": "{"}, {}, "its metadata is no JSON"),
     "other format": ({"text": "[]"}, {}, "is not of the format 'rankcut-export'"),
     "newer": ({"text": NEWER}, {}, "has export version 99; this code reads up to 1"),
+    "version of another type": (changed(version=1.0), {}, "has export version 1.0"),
+    "negative version": (changed(version=-5), {}, "has export version -5"),
+    "nested": ({"text": "[" * 100_000}, {}, "its metadata is no JSON"),
+    "long number": ({"text": f'{{"format": {"1" * 5_000}}}'}, {}, "its metadata is no JSON"),
+    "no batch": (changed(batch_size=0), {}, "batch_size is 0; it must lie in 1..65536"),
+    "huge batch": (changed(batch_size=10**9), {}, "batch_size is 1000000000"),
+    "mean of text": (changed(mean=["a"]), {}, "must be finite numbers"),
+    "flat std": (changed(std=[0]), {}, "those of std above 0"),
+    "std is no number": (changed(std=[float("nan")]), {}, "must be finite numbers"),
+    "names of numbers": (changed(class_names=[1, 2, 3]), {}, "class_names must be a list of texts"),
+    "names as a text": (changed(class_names="abc"), {}, "class_names must be a list of texts"),
+    "names that move the cursor": (changed(class_names=["a", "b", "\x1b]0;x\x07"]), {}, "without control characters"),
+    "half a class": (changed(num_classes=3.0), {}, "num_classes is 3.0; it must be a whole number"),
+    "crop": (changed(crop_fraction="x"), {}, "crop_fraction is 'x'; it must lie in (0, 1]"),
+    "no probabilities": (changed(softmax=True), {}, "tells probabilities, but it has outputs that do not sum to 1"),
     "half": ({"text": HALF}, {}, "its metadata's 'precision' is None"),
     "no spec": ({"text": Metadata(SPEC).to_json().replace('"num_classes": 3', '"num_classes": 4')}, {}, "3 class names for 4 classes"),
     "imgsz": ({"metadata": Metadata(SPEC)}, {"imgsz": 16}, "takes images of 8 px, not of 16"),
@@ -209,8 +269,37 @@ def test_torchscript_files_of_ours_and_of_others(tmp_path):
     backend = open_backend(str(foreign), CPU, imgsz=8)
     assert backend.logits(images(255, channels=3))[0, 0].item() == pytest.approx(2.4391599, abs=1e-5)
     torch.jit.save(module, str(own), _extra_files={TORCHSCRIPT_FILE: Metadata(SPEC.with_(num_classes=2, class_names=("a", "b"))).to_json()})
-    with pytest.raises(UserError, match=r"tells outputs of \[1, 2\], but it has \[1, 3\]"):
+    with pytest.raises(UserError, match=r"tells outputs of \[2, 2\], but it has \[2, 3\]"):
         open_backend(str(own), CPU)
+
+
+class Hostile(nn.Module):
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, x):
+        return torch.from_file(self.victim, shared=True, size=3)[None] + x.mean()
+
+
+class Saving(nn.Module):
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, x):
+        torch.save(x, self.victim)
+        return x.mean((2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", [Hostile, Saving])
+def test_a_torchscript_file_that_would_write_files_is_refused(tmp_path, kind):
+    victim = tmp_path / "victim"
+    torch.jit.script(kind(str(victim))).save(str(tmp_path / "a.torchscript"))
+    with pytest.raises(UserError, match=r"is refused: its code uses (from_file|save)"):
+        open_backend(str(tmp_path / "a.torchscript"), CPU, imgsz=8)
+    assert not victim.exists()
 
 
 def test_openvino_folders_of_ours_and_of_others(tmp_path):

@@ -27,6 +27,7 @@ from models.quantized import (
     weights_by_name,
 )
 from models.quantized.numbers import (
+    MODES,
     dequantize,
     dorefa_image,
     fake_quantize,
@@ -171,6 +172,10 @@ def test_activation_modules():
     close(module(x), [0.0, 0.0, 0.0, 2.0])  # steps of 1; 0.5 rounds to even
     module.alpha.data.fill_(-1.0)  # nothing may divide by zero or turn round
     assert module(x).max().item() == pytest.approx(1e-3)
+    module.refresh_()  # after a step that went too far the clip still learns
+    assert module.alpha.item() == pytest.approx(1e-3)
+    module(x).sum().backward()
+    assert module.alpha.grad.tolist() == [3.0]  # three values lie above
     assert ClippedReLU(ClippedSettings(2))(x.bfloat16()).dtype == torch.bfloat16
 
 
@@ -306,6 +311,38 @@ def test_the_grid_of_a_folded_layer_is_that_of_the_folded_weights():
     assert [name for name, _ in net.named_modules()] == ["", "0", "1"]
 
 
+def test_the_norms_eps_counts():
+    net = conv_and_norm()
+    net[1].eps = 3.0
+    net[1].running_var.fill_(1.0)
+    prepare_(net, {"0": {"kind": "layer", "bits_weights": 3, "norm": "1"}})
+    close(net[0].multiplier().flatten(), (net[1].weight.detach() / 2).tolist())
+
+
+def test_a_bias_has_its_own_grid():
+    net = linear_net()
+    prepare_(net, {"0": {"kind": "layer", "bits_bias": 3}})
+    close(net[0].bias, [1 / 3, -1.0])  # 0.3 and -1 on steps of 1/3
+    assert [name for name, _ in net[0].named_parameters()] == ["weight", "float_bias"]
+
+
+def test_parameters_keep_their_order_and_one_bit_its_gradient():
+    net = linear_net()
+    prepare_(net, {"0": {"kind": "layer", "method": "dorefa", "bits_weights": 1}})
+    assert [name for name, _ in net[0].named_parameters()] == ["float_weight", "bias"]
+    close(net[0].weight.abs().unique(), [0.525])  # (1 + 0.4 + 0.2 + 0.5) / 4
+    net[0](torch.tensor([[2.0, 5.0]])).sum().backward()
+    assert net[0].float_weight.grad.tolist() == [[2.0, 5.0], [2.0, 5.0]]
+
+
+def test_the_end_of_a_range_itself_has_a_gradient():
+    # Of the grid "sym" the greatest value stands at 127.5 steps, the very edge; divisions must not push it out.
+    ends = torch.linspace(0.1, 30, 2000, requires_grad=True)
+    for mode in MODES:
+        (gradient,) = torch.autograd.grad(fake_quantize(ends, grid_of(-ends.detach(), ends.detach(), 8, mode)).sum(), ends)
+        assert bool((gradient == 1).all())
+
+
 def test_a_channel_that_its_norm_has_switched_off_stays_finite():
     net = conv_and_norm(gamma=(0.0, -0.5))
     net[1].eps = 1e-5
@@ -325,6 +362,22 @@ def test_accumulators_of_few_bits_saturate():
     # steps: weights 1, inputs 1. 3 * 7 + 3 * 7 = 42, but 4 bits hold 7; -8 is the other end
     assert net(torch.tensor([[7.0, 7.0]])).item() == 7.0
     assert net(torch.tensor([[1.0, 1.0]])).item() == 6.0
+    with torch.no_grad():
+        net[0].float_weight.fill_(-3.0)
+    assert net(torch.tensor([[7.0, 7.0]])).item() == -8.0
+
+
+def test_accumulators_count_in_steps_of_the_folded_weights():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(3.0)
+        net[1].weight.fill_(2.0)
+        net[1].eps = 0.0
+    entry = {"kind": "layer", "bits_weights": 3, "bits_inputs": 3, "input_mode": "asym_u", "frozen": True, "bits_accum": 4, "norm": "1"}
+    prepare_(net, {"0": entry})
+    net[0].input_high.fill_(7.0)
+    # Folded, a step of the weights is 2 and one of the inputs 1: 4 bits hold 7 * 2; the norm's 2 comes behind the layer.
+    assert net[0](torch.full((1, 1, 1, 1), 7.0)).item() == 7.0
 
 
 def test_shared_modules_are_replaced_once():

@@ -14,7 +14,7 @@ from compression.schedule.loop import ScheduledLoop
 from models import build
 from models.loading import load_classifier
 from models.quantized import QuantizedLayer, is_quantized, prepare_, recipe_of, weights_by_name
-from models.quantized.numbers import dorefa_image
+from models.quantized.numbers import dorefa_image, wrpn_image
 from utils.checkpoint import save_checkpoint
 from utils.ema import EMA
 from utils.errors import UserError
@@ -290,6 +290,17 @@ def test_ranges_of_post_training_quantization_are_those_of_the_calibration_image
     assert not torch.equal(training.model.layer1[0].conv2.float_weight, weight)
 
 
+def test_without_float_copies_the_average_moves_and_its_forward_pass_rounds():
+    training = Training(only({"class": "WRPNQuantizer", "bits_weights": 4, "train_with_fp_copy": False}, first=0))
+    training.epoch(0)
+    layer, average = training.model.layer1[0].conv1, training.ema.model.layer1[0].conv1
+    torch.testing.assert_close(layer.weight.detach(), wrpn_image(layer.weight.detach(), 4), rtol=0, atol=1e-7)
+    assert not torch.allclose(average.weight, wrpn_image(average.weight, 4), atol=1e-4)  # it lies between grid points
+    torch.testing.assert_close(average.used("weight"), wrpn_image(average.weight.detach(), 4), rtol=0, atol=0)
+    with pytest.raises(UserError, match="train_with_fp_copy must be true"):
+        Training(only({**DOREFA, "train_with_fp_copy": False}))
+
+
 def test_only_a_quantized_epoch_can_be_the_best():
     training = Training(only(DOREFA, first=2))
     assert [training.loop.scheduler.target_epoch, Training(only(DOREFA, first=9)).loop.scheduler.target_epoch] == [2, -1]
@@ -299,6 +310,7 @@ def test_only_a_quantized_epoch_can_be_the_best():
     ("schedule", "message"),
     [
         (only({"class": "DorefaQuantizer"}), "few_bits: DorefaQuantizer would quantize nothing"),
+        (only(DOREFA, policy("quantizer", "few_bits", 3)), "two policies quantize"),
         (only({**DOREFA, "overrides": {"conv7": {"bits_weights": 2}}}), "few_bits: overrides: 'conv7' matches no module"),
         (only({"class": "WRPNQuantizer", "bits_weights": 1}), "few_bits: bits_weights is 1; only DoReFa"),
         (

@@ -14,6 +14,7 @@ from compression.quantizers.clipping import Spread, clip_range, gauss_clip, lapl
 from compression.quantizers.dorefa import DorefaQuantizer
 from compression.quantizers.layout import layout_of
 from compression.quantizers.modes import Modes
+from compression.quantizers.overrides import Bits, bits_by_name
 from compression.quantizers.pact import PACTQuantizer
 from compression.quantizers.post_training import PostTrainLinearQuantizer
 from compression.quantizers.range_linear import QuantAwareTrainRangeLinearQuantizer
@@ -216,6 +217,51 @@ def test_the_layout_finds_norms_and_who_reads_the_input():
     assert found.norms == {"conv1": "bn1"}
     assert found.first == {"conv1"}
     assert found.run == {"conv1", "conv2", "fc"}
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.other, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.norm(self.other(x))
+
+
+def test_a_norm_that_runs_twice_is_not_folded():
+    assert layout_of(Twice().eval(), images()).norms == {}
+
+
+def test_a_pattern_names_whole_modules():
+    chosen = bits_by_name(Bits(), {"conv1": {"bits_weights": 2}}, ["conv1", "conv10", "a.conv1"], {"conv1", "conv10", "a.conv1"})
+    assert chosen == {"conv1": Bits(None, 2, None)}
+
+
+def test_bits_for_what_is_not_replaced_are_refused():
+    with pytest.raises(UserError, match="overrides: 'bn1' gives bits to bn1, which this quantizer does not replace"):
+        WRPNQuantizer(bits_weights=4, overrides={"bn1": {"bits_weights": 2}}).prepare_model(net())
+    old = {"bn1": {"bits_weights": None}}  # as old files say of everything between first and last layer
+    assert recipe_of(WRPNQuantizer(bits_weights=4, overrides=old).prepare_model(net()))
+
+
+def test_an_image_of_ones_own_is_not_silently_ignored():
+    class Own(WRPNQuantizer):
+        def param_quantization_fn(self, weight, bits):
+            return weight * 0
+
+    with pytest.raises(UserError, match=r"Own\.param_quantization_fn has no effect"):
+        Own(bits_weights=4).prepare_model(net())
+
+
+@pytest.mark.parametrize("name", list(QUANTIZERS))
+def test_the_image_of_a_weight_is_what_the_layers_compute(name):
+    bits = {"bits_parameters": 4} if name == "PostTrainLinearQuantizer" else {"bits_weights": 4}
+    quantizer = QUANTIZERS[name](**bits)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    weight = model[0].weight.detach().clone()
+    quantizer.prepare_model(model, torch.randn(2, 3))
+    torch.testing.assert_close(model[0].weight, quantizer.param_quantization_fn(weight, 4), rtol=0, atol=0)
+    assert len(model[0].weight.unique()) <= 12
 
 
 @pytest.mark.parametrize("quantize_inputs", [True, False])

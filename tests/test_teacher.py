@@ -133,7 +133,7 @@ def test_checkpoints_that_make_no_teacher(checkpoint, tmp_path):
     student = ModelSpec("resnet56", 2, imgsz=16, class_names=("dog", "cat"))
     (tmp_path / "broken.pt").write_bytes(b"nothing")
     for given, message in (
-        ({"kd_teacher": "resnet32", "kd_resume": ours}, r"resnet32 \(resnet32\) does not go with .*ours.pt, which is a resnet20"),
+        ({"kd_teacher": "resnet32", "kd_resume": ours}, r"--kd-teacher resnet32 does not go with .*ours.pt, which is a resnet20"),
         ({"kd_teacher": "resnet20", "kd_resume": tmp_path / "none.pt"}, "teacher can't be loaded: no weights file"),
         ({"kd_teacher": tmp_path / "broken.pt"}, "teacher can't be loaded"),
         ({"kd_teacher": "resnet20-b", "kd_resume": checkpoint[0] / "plain.pth"}, "do not fit the network"),

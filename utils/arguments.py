@@ -73,6 +73,8 @@ def parse(arguments: type[Arguments], description: str, argv: Sequence[str] | No
     """
     given = vars(make_parser(arguments, description).parse_args(argv))
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if given.get("seed", 0) >= 2**63:
+        raise UserError(f"seed is {given['seed']}; it must be below 2^63")
     return arguments(**values), set(given)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -12,6 +14,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_GRAY = ((0.449,), (0.226,))  # the mean of the three channels' figures
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 4096
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and not any(unicodedata.category(char) == "Cc" for char in value)
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class ModelSpec:
     quantization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("num_classes", "imgsz", "channels"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number")
         if self.num_classes < 1:
             raise UserError(f"num_classes is {self.num_classes}; it must be at least 1")
         if self.channels not in (1, 3):
@@ -58,6 +71,8 @@ class ModelSpec:
             raise UserError(f"image size is {self.imgsz}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")
         if not self.class_names:
             object.__setattr__(self, "class_names", tuple(f"class{i}" for i in range(self.num_classes)))
+        if not isinstance(self.class_names, tuple) or not all(_is_line(name) for name in self.class_names):
+            raise UserError("class_names must be a list of texts of one line, without control characters")
         if len(self.class_names) != self.num_classes:
             raise UserError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if len(self.mean) != self.channels and self.mean == IMAGENET_MEAN and self.std == IMAGENET_STD:
@@ -66,6 +81,10 @@ class ModelSpec:
             object.__setattr__(self, "std", std)
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise UserError(f"mean and std have {len(self.mean)} and {len(self.std)} entries for {self.channels} channels")
+        if not all(_is_finite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise UserError(f"mean {self.mean} and std {self.std} must be finite numbers, those of std above 0")
+        if not _is_finite(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            raise UserError(f"crop_fraction is {self.crop_fraction!r}; it must lie in (0, 1]")
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values; ``from_dict`` is the inverse."""

@@ -16,18 +16,16 @@ from compression.exporting.formats import FORMATS, QUANTIZABLE
 from compression.exporting.graphs import Source
 from compression.exporting.learned import is_linear, learned_ranges
 from compression.exporting.measuring import TOLERANCE, Row, choose, comparison_images, difference_of, make_row, measure_latencies
-from models.backends import Backend, TorchBackend, open_backend, warm_up
+from models.backends import Backend, TorchBackend, is_exported, open_backend, warm_up
 from models.loading import load_classifier
-from models.metadata import Metadata
-from models.quantized import is_quantized, plain_copy
+from models.metadata import RECORDED, Metadata
+from models.quantized import is_quantized, plain_copy, rounded_copy
 from models.validation import load_for, measure
 from utils.errors import UserError
 from utils.splits import ImageData
 
 COMPARED = 16  # images
 EVALUATION_BATCH = 128
-RECORDED = ("val_fraction", "seed")  # of the training run: how validation images were held out
-EXPORTED = (".onnx", ".torchscript", ".xml")
 ROUNDING_TOLERANCE = 0.1  # where the graph itself rounds, a last bit may fall to the other side
 CPU = torch.device("cpu")
 
@@ -37,7 +35,7 @@ class Exported:
     """What a run made.
 
     Attributes:
-        eager: top-1 and latency of the network in torch.
+        eager: precision, top-1 and latency of the network in torch.
         rows: the files.
         ship: format -> the file to use.
         notes: what the user should know, the reasons against int8 among it.
@@ -59,7 +57,7 @@ class Subject:
 
     Attributes:
         reference: the network in torch.
-        in_float: the same without the rounding of quantization-aware training, if it was trained so; what fp32 files compute.
+        in_float: what fp32 files compute: the same, but without the rounding of linear grids, if it was trained for them.
         data: with train and validation splits; None without --data.
         compared: images whose outputs are compared, uint8 [B, S, S, C].
     """
@@ -87,7 +85,7 @@ def load_subject(a: ExportArguments) -> Subject:
     check_arguments(a, FORMATS, QUANTIZABLE)
     for name in dict.fromkeys(a.include):
         FORMATS[name].check(a.int8)
-    if Path(a.weights).is_dir() or Path(a.weights).suffix.lower() in EXPORTED:
+    if is_exported(a.weights):
         raise UserError(f"{a.weights} has been exported already; give the checkpoint that it was made from")
     loaded = load_classifier(a.weights, a.model or None)
     reference = TorchBackend(loaded, CPU, imgsz=a.imgsz)
@@ -113,9 +111,9 @@ def load_subject(a: ExportArguments) -> Subject:
     in_float, learned = reference, None
     if is_quantized(model):
         learned = learned_ranges(model) if a.int8 else None
-        if is_linear(model):
-            model = plain_copy(model).eval()
-            in_float = TorchBackend(replace(loaded, model=plain_copy(reference.model).eval(), notes=[]), CPU, imgsz=a.imgsz)
+        # Linear grids are for int8 files; other weights are rounded once and for all, activations as the network does.
+        model = plain_copy(model).eval() if is_linear(model) else rounded_copy(model)
+        in_float = TorchBackend(replace(loaded, model=deepcopy(model), notes=[]), CPU, imgsz=a.imgsz)
     return Subject(reference, in_float, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
 
 
@@ -136,8 +134,12 @@ def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
     backends = {key: open_backend(str(path), CPU) for key, path in paths.items()}
     rounded, plain = (backend.logits(subject.compared) for backend in (subject.reference, subject.in_float))
     softmax = subject.source.metadata.softmax
+    quantized = is_quantized(subject.reference.model)
     eager_ms, *latencies = measure_latencies([subject.reference, *backends.values()], subject.compared[:1])
-    exported = Exported({"top1": subject.top1(subject.reference), "latency_ms": eager_ms}, notes=list(subject.reference.notes))
+    eager = {"precision": "quantized" if quantized else "fp32", "top1": subject.top1(subject.reference), "latency_ms": eager_ms}
+    exported = Exported(eager, notes=list(subject.reference.notes))
+    if quantized and not is_quantized(subject.source.model) and is_linear(subject.reference.model):
+        exported.notes.append("the network was trained quantized; fp32 files hold its weights and activations without that rounding")
     for ((name, precision), backend), latency in zip(backends.items(), latencies, strict=True):
         path, logits = paths[name, precision], rounded if precision == "int8" else plain
         # Also alone: a graph that is right for one number of images may be wrong for another.

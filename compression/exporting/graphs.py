@@ -24,7 +24,7 @@ from models.metadata import KEY, Metadata
 from utils.errors import UserError
 from utils.spec import ModelSpec
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # ONNX's operators that multiply by weights
+ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # ONNX's operators that multiply by weights
 WRAPPED = "network."  # before the names of the classifier's own tensors in a graph
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules around it, then the operation
 CALIBRATION_BATCH = 32
@@ -160,7 +160,7 @@ def name_layers_(model: Any) -> None:
             uses[name] = uses.get(name, 0) + 1
     renamed, taken = {}, set()
     for i, node in enumerate(model.graph.node):
-        weight = next((name for name in node.input if name in weights), None) if node.op_type in LAYERS else None
+        weight = next((name for name in node.input if name in weights), None) if node.op_type in ONNX_LAYERS else None
         if weight is None:
             continue
         name = weight.removesuffix(".weight") if weight.endswith(".weight") else _scope(node) or node.name.removeprefix("node_")
@@ -193,7 +193,7 @@ def _scope(node: Any) -> str:
 def layers_of(model: Any) -> list[str]:
     """Return the names of the nodes that multiply by weights, in the graph's order."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node if node.op_type in LAYERS and any(name in weights for name in node.input)]
+    return [node.name for node in model.graph.node if node.op_type in ONNX_LAYERS and any(name in weights for name in node.input)]
 
 
 def describe_(model: Any, metadata: Metadata) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from models.quantized import QuantizedLayer, clips
+from models.quantized import LAYER_KINDS, QuantizedLayer, clips
 from models.quantized.activations import ClippedReLU
 from models.quantized.numbers import limits
 from utils.errors import UserError
@@ -20,11 +22,18 @@ class Learned:
 
     Attributes:
         inputs: scale and zero point (uint8) of each layer's input, by the layer's name.
-        per_channel: whether weights have a grid per output channel.
+        weights: scales of each layer's weights, batch norm folded: one, or one per output channel.
+        in_float: layers that were not quantized in both weights and inputs; they stay in float.
     """
 
     inputs: dict[str, tuple[float, int]]
-    per_channel: bool
+    weights: dict[str, NDArray[np.float32]]
+    in_float: frozenset[str]
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether weights have a grid per output channel."""
+        return any(len(scales) > 1 for scales in self.weights.values())
 
 
 def is_linear(model: nn.Module) -> bool:
@@ -42,20 +51,27 @@ def learned_ranges(model: nn.Module) -> Learned:
     """
     if not is_linear(model):
         raise UserError("integer runtimes compute on linear grids alone: --int8 takes networks of QuantAwareTrainRangeLinearQuantizer")
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    kinds = tuple(LAYER_KINDS)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer) and _rounds(module)}
     for name, layer in layers.items():
         settings = layer.settings
-        if (settings.bits_weights or BITS) != BITS or (settings.bits_inputs or BITS) != BITS or not settings.mode.startswith("sym"):
+        if settings.bits_weights != BITS or settings.bits_inputs != BITS or not settings.mode.startswith("sym"):
             bits = f"{settings.bits_weights} bits for weights ({settings.mode}), {settings.bits_inputs} for inputs"
             raise UserError(f"{name} is quantized with {bits}; --int8 takes {BITS} of both and symmetric weights")
-    inputs = {}
+    if not layers:
+        raise UserError("no layer is quantized in both weights and inputs, so none would run in int8; leave --int8 out")
+    inputs, weights = {}, {}
     for name, layer in layers.items():
-        if layer.settings.bits_inputs:
-            grid = layer.input_grid()
-            shift = 0 if limits(BITS, layer.settings.input_mode)[0] == 0 else 2 ** (BITS - 1)  # signed numbers as unsigned ones
-            inputs[name] = float(grid.scale), int(grid.zero_point) + shift
-    per_channel = all(layer.settings.per_channel for layer in layers.values())
-    return Learned(inputs, per_channel)
+        grid = layer.input_grid()
+        shift = 0 if limits(BITS, layer.settings.input_mode)[0] == 0 else 2 ** (BITS - 1)  # signed numbers as unsigned ones
+        inputs[name] = float(grid.scale), int(grid.zero_point) + shift
+        weights[name] = layer.weight_grid().scale.detach().flatten().numpy()
+    rest = {name for name, module in model.named_modules() if isinstance(module, kinds) and name not in layers}
+    return Learned(inputs, weights, frozenset(rest))
+
+
+def _rounds(layer: QuantizedLayer) -> bool:
+    return bool(layer.settings.bits_weights and layer.settings.bits_inputs)
 
 
 def fits_int8(model: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ TOLERANCE = 1e-4  # of an fp32 file's outputs, relative to their scale
 ROUNDS, PASSES = 12, 5  # of a latency measurement
 MAX_SECONDS = 20.0  # of one, where passes are slow
 MIN_ROUNDS = 3
+NOISE = 1.05  # a latency that is greater by this is one that shows
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Row:
         top1: on the validation images; None without data.
         latency_ms: median for one image, normalisation included.
         max_difference: from the eager network's outputs, relative to their scale.
-        int8_layers, fp32_layers: names of convolutions and linear layers that run in int8, and of those that do not.
+        int8_layers, fp32_layers: names of convolutions and linear layers that run in int8, and of those that do not
+            (in an fp16 file, those in fp16).
     """
 
     format: str
@@ -92,23 +95,39 @@ def difference_of(reference: Tensor, outputs: Tensor, softmax: bool) -> float:
 def measure_latencies(backends: Sequence[Backend], image: Tensor) -> list[float]:
     """Time classifiers by turns on one image, uint8 [1, S, S, C].
 
-    Each turn begins with a pass that does not count: the threads of the runtime before may still be spinning.
-
     Returns:
         The median of each, milliseconds.
     """
+    return [round(statistics.median(taken), 4) for taken in times_of(backends, image, ROUNDS, PASSES, MAX_SECONDS)]
+
+
+def times_of(backends: Sequence[Backend], images: Tensor, rounds: int, passes: int, max_seconds: float = math.inf) -> list[list[float]]:
+    """Time classifiers by turns, so that all meet the same noise.
+
+    Each turn begins with a pass that does not count: the threads of the runtime before may still be spinning.
+
+    Args:
+        backends: the classifiers.
+        images: uint8 [B, S, S, C], of one pass.
+        rounds: of turns.
+        passes: of a turn.
+        max_seconds: no further round begins after so long, once there were some.
+
+    Returns:
+        Milliseconds of every pass, of each classifier.
+    """
     times: list[list[float]] = [[] for _ in backends]
     begin = time.perf_counter()
-    for turn in range(ROUNDS):
-        for backend, taken in zip(backends, times, strict=True):
-            backend.logits(image)
-            for _ in range(PASSES):
-                start = time.perf_counter()
-                backend.logits(image)
-                taken.append((time.perf_counter() - start) * 1e3)
-        if turn + 1 >= MIN_ROUNDS and time.perf_counter() - begin > MAX_SECONDS:
+    for done in range(rounds):
+        if done >= MIN_ROUNDS and time.perf_counter() - begin > max_seconds:
             break
-    return [round(statistics.median(taken), 4) for taken in times]
+        for backend, taken in zip(backends, times, strict=True):
+            backend.logits(images)
+            for _ in range(passes):
+                start = time.perf_counter()
+                backend.logits(images)
+                taken.append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def choose(base: Row, int8: Row | None, max_drop: float) -> tuple[Row, list[str]]:
@@ -127,8 +146,8 @@ def choose(base: Row, int8: Row | None, max_drop: float) -> tuple[Row, list[str]
     reasons = []
     if not int8.int8_layers:
         reasons.append("no layer runs in int8 here")
-    if int8.latency_ms > base.latency_ms:
-        reasons.append(f"it is slower than {base.precision} here ({int8.latency_ms:.2f} against {base.latency_ms:.2f} ms)")
+    if int8.latency_ms > NOISE * base.latency_ms:
+        reasons.append(f"it is slower than {base.precision} here ({int8.latency_ms:.3f} against {base.latency_ms:.3f} ms)")
     if base.top1 is not None and int8.top1 is not None and base.top1 - int8.top1 > max_drop + 1e-9:
         reasons.append(f"it loses {base.top1 - int8.top1:.2%} of top-1, more than --max-drop {max_drop:g}")
     return (base if reasons else int8), reasons

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from compression.exporting.graphs import LAYERS, Source, layers_of, quiet
+from compression.exporting.graphs import ONNX_LAYERS, Source, layers_of, quiet
+from compression.exporting.learned import Learned
 from models.exported import one_line, optional_module
 from utils.errors import UserError
 
@@ -35,11 +36,12 @@ def quantize_onnx(source: Source, path: Path) -> None:
     model = source.onnx()
     marks.add_pre_process_metadata(model)  # the exporter has folded and inferred what the quantizer would remark on
     nodes = list(model.graph.node)
-    first = next((i for i, node in enumerate(nodes) if node.op_type in LAYERS), 0)
+    first = next((i for i, node in enumerate(nodes) if node.op_type in ONNX_LAYERS), 0)
     for i, node in enumerate(nodes):
         node.name = node.name or f"node_{i}"
     # A product of two activations (attention) stays in float: onnxruntime 1.31 optimises its int8 form into wrong outputs.
-    float_only = {node.name for node in nodes if node.op_type == "Softmax" or node.op_type in LAYERS} - set(layers_of(model))
+    float_only = {node.name for node in nodes if node.op_type == "Softmax" or node.op_type in ONNX_LAYERS} - set(layers_of(model))
+    float_only |= source.learned.in_float if source.learned else set()
     excluded = [node.name for i, node in enumerate(nodes) if i < first or node.name in float_only]
     try:
         with quiet():
@@ -53,22 +55,27 @@ def quantize_onnx(source: Source, path: Path) -> None:
                 activation_type=tools.QuantType.QUInt8,
                 weight_type=tools.QuantType.QInt8,
                 nodes_to_exclude=excluded,
-                op_types_to_quantize=list(LAYERS) if is_transformer(model) else None,
-                extra_options={"TensorQuantOverrides": _learned_inputs(source, nodes)},
+                op_types_to_quantize=list(ONNX_LAYERS) if is_transformer(model) else None,
+                extra_options={"TensorQuantOverrides": _learned_grids(source.learned, nodes) if source.learned else {}},
             )
     except Exception as error:  # onnxruntime's errors have no common base
         raise UserError(f"onnxruntime can't quantize this network ({one_line(error)}); leave --int8 out") from None
 
 
-def _learned_inputs(source: Source, nodes: list[Any]) -> dict[str, Any]:
+def _learned_grids(learned: Learned, nodes: list[Any]) -> dict[str, Any]:
     """Return scale and zero point of the tensors whose ranges were learned, as onnxruntime takes them; the others are measured."""
-    if source.learned is None:
-        return {}
-    by_layer = {node.name: node.input[0] for node in nodes}
-    known = {by_layer[name]: values for name, values in source.learned.inputs.items() if name in by_layer}
-    return {
-        tensor: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}] for tensor, (scale, zero) in known.items()
-    }
+    grids: dict[str, Any] = {}
+    for node in nodes:
+        if node.name not in learned.inputs:
+            continue
+        scale, zero = learned.inputs[node.name]
+        grids[node.input[0]] = [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
+        scales = learned.weights[node.name]
+        if node.op_type == "Conv" or any(entry.name == "transB" and entry.i for entry in node.attribute):  # else [in, out]
+            grids[node.input[1]] = [{"scale": scale, "zero_point": np.array(0, np.int8)} for scale in scales]
+            if learned.per_channel:
+                grids[node.input[1]][0]["axis"] = 0
+    return grids
 
 
 def is_transformer(model: Any) -> bool:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from compression.quantizers.relu import ReLUQuantizer
-from models.quantized.numbers import dorefa_image
 
 
 @dataclass
@@ -21,6 +18,3 @@ class DorefaQuantizer(ReLUQuantizer):
     """Quantizes weights by DoReFa and clips ReLUs to [0, 1]; the first and the last layer are left out by overrides."""
 
     method = "dorefa"
-
-    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        return dorefa_image(weight, bits)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.quantized import LAYER_KINDS
 from utils.modes import eval_mode
 
-LAYERS = (nn.Conv2d, nn.Linear)
+LAYERS = tuple(LAYER_KINDS)
 
 
 @dataclass(frozen=True)

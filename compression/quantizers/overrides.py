@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -56,16 +56,19 @@ def _expression(pattern: Any, place: Place) -> re.Pattern[str]:
         raise place.error(f"is no regular expression: {error}") from None
 
 
-def bits_by_name(default: Bits, given: Mapping[str, Mapping[str, int | None]], names: Iterable[str]) -> dict[str, Bits]:
+def bits_by_name(
+    default: Bits, given: Mapping[str, Mapping[str, int | None]], names: Iterable[str], quantizable: Collection[str]
+) -> dict[str, Bits]:
     """Return the bits of the modules that a pattern names: the first that matches a whole name wins.
 
     Args:
         default: the quantizer's own, which holds where a pattern says nothing.
         given: pattern -> what it changes, in order.
         names: of the modules; ``module.`` in a name or a pattern counts for nothing.
+        quantizable: those of them that can have bits at all.
 
     Raises:
-        UserError: a pattern matches no module.
+        UserError: a pattern matches no module, or gives bits to modules that can't have any.
     """
     names = list(names)
     found: dict[str, Bits] = {}
@@ -75,6 +78,11 @@ def bits_by_name(default: Bits, given: Mapping[str, Mapping[str, int | None]], n
         matched = [name for name in names if any(e.fullmatch(n) for e in (expression, bare) for n in (name, plain(name)))]
         if not matched:
             raise UserError(f"overrides: '{pattern}' matches no module.{nearest(pattern, names)} The network has {len(names)}")
+        if any(changes.values()) and not any(name in quantizable for name in matched):
+            raise UserError(
+                f"overrides: '{pattern}' gives bits to {matched[0]}, which this quantizer does not replace."
+                f"{nearest(pattern, quantizable)} It replaces {len(quantizable)} modules"
+            )
         for name in matched:
             found.setdefault(name, replace(default, **{KEYS[key]: value for key, value in changes.items()}))
     return found

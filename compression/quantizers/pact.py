@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from compression.quantizers.overrides import Bits
 from compression.quantizers.relu import ReLUQuantizer
 from models.quantized import PactSettings, clips, replacement
-from models.quantized.numbers import dorefa_image
 from utils.options import number, option, optional
 
 GROUP = "clips"
@@ -27,16 +26,13 @@ class PACTQuantizer(ReLUQuantizer):
 
     Attributes:
         act_clip_init_val: where alpha begins.
-        act_clip_decay: weight decay of the alphas; None takes the optimizer's default.
+        act_clip_decay: weight decay of the alphas; None takes the greatest of the optimizer's groups, that of the weights.
     """
 
     act_clip_init_val: float = option(number(above=0), 8.0)
     act_clip_decay: float | None = option(optional(number(least=0)), None)
 
     method = "dorefa"
-
-    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        return dorefa_image(weight, bits)
 
     def activation(self, module: nn.Module, name: str, bits: Bits) -> nn.Module | None:
         if not bits.activations:
@@ -56,6 +52,7 @@ class PACTQuantizer(ReLUQuantizer):
             return
         template = optimizer.param_groups[0]
         given: dict[str, Any] = {key: template[key] for key in ("lr", "initial_lr") if key in template}
-        if self.act_clip_decay is not None:
-            given["weight_decay"] = self.act_clip_decay
+        decays = [other["weight_decay"] for other in optimizer.param_groups if "weight_decay" in other]
+        if decays:
+            given["weight_decay"] = max(decays) if self.act_clip_decay is None else self.act_clip_decay
         optimizer.add_param_group({"params": alphas, "name": GROUP, **given})

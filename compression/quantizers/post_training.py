@@ -20,7 +20,6 @@ from compression.quantizers.modes import DEFAULT_MODES, Modes, modes_of, read_mo
 from compression.quantizers.overrides import Bits, read_bits
 from compression.quantizers.quantizer import Quantizer
 from models.quantized import LayerSettings, QuantizedLayer
-from models.quantized.numbers import fake_quantize, grid_of, range_of
 from utils.errors import UserError, unknown
 from utils.options import boolean, choice, integer, number, option, optional, text
 
@@ -58,9 +57,6 @@ class PostTrainLinearQuantizer(Quantizer):
         self.bits_weights = self.bits_weights or self.bits_parameters
         if self.clip_acts not in CLIPS:
             raise unknown("clip_acts", str(self.clip_acts), CLIPS)
-
-    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        return fake_quantize(weight, grid_of(*range_of(weight, self.per_channel_wts), bits, modes_of(self.mode).weights))
 
     def settings(self, name: str, bits: Bits) -> LayerSettings:
         modes = modes_of(self.mode)

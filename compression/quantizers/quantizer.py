@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from compression.quantizers.layout import Layout
 from compression.quantizers.overrides import Bits, bits_by_name, read_bits, read_overrides
-from models.quantized import LayerSettings, is_quantized, refresh_, replace_, replacement
+from models.quantized import LayerSettings, image_of, is_quantized, refresh_, replace_, replacement
 from utils.errors import UserError
 from utils.options import Place, boolean, option
 
@@ -79,7 +79,8 @@ class Quantizer:
         """
         default = Bits(self.bits_activations, self.bits_weights, self.bits_bias)
         named = list(model.named_modules(remove_duplicate=False))
-        chosen = bits_by_name(default, self.overrides or {}, [name for name, _ in named])
+        replaced_names = {name for name, module in named if name and type(module) in self.replace_factory}
+        chosen = bits_by_name(default, self.overrides or {}, [name for name, _ in named], replaced_names)
         naming: dict[int, str] = {}  # module -> the first of its names that a pattern names
         for name, module in named:
             if name in chosen and chosen[naming.setdefault(id(module), name)] != chosen[name]:
@@ -122,6 +123,8 @@ class Quantizer:
         """
         if is_quantized(model):
             raise UserError("the network is quantized already; a quantizer prepares it once")
+        if type(self).param_quantization_fn is not Quantizer.param_quantization_fn:
+            raise UserError(f"{type(self).__name__}.param_quantization_fn has no effect: name a function of IMAGES as the method")
         self.check(model)
         self.measure(model, inputs, batches)
         modules, replacements = dict(model.named_modules()), {}
@@ -147,8 +150,11 @@ class Quantizer:
         """Give an optimizer the Parameters that are new; where there are none, it stays as it is."""
 
     def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        """Return the image of a weight, on its tape; the grid of a layer with batch norm is that of its folded weights."""
-        raise NotImplementedError
+        """Return the image of a weight by itself, on its tape: what ``method`` names, which the layers compute too.
+
+        A layer with batch norm behind it has the grid of its folded weights.
+        """
+        return image_of(weight, bits, self.settings("", Bits(weights=bits)))
 
     def quantize_params(self) -> None:
         """Bring the images of the weights up to date; to be called after every step of the optimizer.

@@ -21,7 +21,6 @@ from compression.quantizers.modes import DEFAULT_MODES, Modes, modes_of, read_mo
 from compression.quantizers.overrides import Bits, read_bits
 from compression.quantizers.quantizer import Quantizer
 from models.quantized import LayerSettings, QuantizedLayer
-from models.quantized.numbers import fake_quantize, grid_of, range_of
 from utils.errors import UserError
 from utils.modes import observed
 from utils.options import boolean, number, option
@@ -45,9 +44,6 @@ class QuantAwareTrainRangeLinearQuantizer(Quantizer):
     ema_decay: float = option(number(least=0, below=1), 0.999)
     per_channel_wts: bool = option(boolean, False)
     quantize_inputs: bool = option(boolean, True)
-
-    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        return fake_quantize(weight, grid_of(*range_of(weight, self.per_channel_wts), bits, modes_of(self.mode).weights))
 
     def settings(self, name: str, bits: Bits) -> LayerSettings:
         rounds_input = name in self.layout.run and (self.quantize_inputs or name not in self.layout.first)

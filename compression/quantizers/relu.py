@@ -8,10 +8,8 @@ from torch import nn
 
 from compression.quantizers.overrides import Bits
 from compression.quantizers.quantizer import Quantizer
-from models.quantized import ClippedSettings, replacement
+from models.quantized import RELUS, ClippedSettings, replacement
 from utils.errors import UserError
-
-RELUS = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass

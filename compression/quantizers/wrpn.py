@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from compression.quantizers.relu import ReLUQuantizer
-from models.quantized.numbers import wrpn_image
 
 
 @dataclass
@@ -21,6 +18,3 @@ class WRPNQuantizer(ReLUQuantizer):
     """Quantizes weights to 2^(k-1) - 1 positive levels and clips ReLUs to [0, 1]."""
 
     method = "wrpn"
-
-    def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        return wrpn_image(weight, bits)

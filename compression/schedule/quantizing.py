@@ -84,10 +84,13 @@ class QuantizationPolicy(Hook):
         self.report(f"{self.name}: {len(recipe_of(run.model))} modules quantized by {type(self.quantizer).__name__}")
 
     def refresh_(self, run: LoopState) -> None:
-        """Bring the images of the weights up to date, of the network and of its average, once weights and masks are set."""
+        """Bring the images of the weights up to date, of the network and of its average, once weights and masks are set.
+
+        An average without float copies is not rounded itself, or it would never move; its forward pass rounds.
+        """
         if self.prepared:
             refresh_(run.model)
-            if run.ema:
+            if run.ema and self.quantizer.train_with_fp_copy:
                 refresh_(run.ema.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,11 +113,13 @@ class QuantizationPolicy(Hook):
 
 
 def check_order(policies: Sequence[Any], epochs: int) -> None:
-    """Check that nothing is removed from a network that is quantized already.
+    """Check that a network is quantized once, and that nothing is removed from it afterwards.
 
     Raises:
-        UserError: a policy thins too late.
+        UserError: a second policy quantizes, or one thins too late.
     """
+    if len([policy for policy in policies if isinstance(policy, QuantizationPolicy)]) > 1:
+        raise UserError("two policies quantize; a network is quantized once, and stays so: leave one out")
     for quantizing in policies:
         for thinning in policies:
             if not isinstance(quantizing, QuantizationPolicy) or not isinstance(thinning, ThinningPolicy):

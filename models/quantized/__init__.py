@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from models.quantized.activations import ClippedReLU, PactReLU
-from models.quantized.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from models.quantized.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, image_of
 from models.quantized.preparing import (
+    LAYER_KINDS,
+    RELUS,
     Recipe,
     clips,
     input_tensors,
@@ -16,11 +18,14 @@ from models.quantized.preparing import (
     refresh_,
     replace_,
     replacement,
+    rounded_copy,
     weights_by_name,
 )
 from models.quantized.settings import ClippedSettings, LayerSettings, PactSettings
 
 __all__ = [
+    "LAYER_KINDS",
+    "RELUS",
     "ClippedReLU",
     "ClippedSettings",
     "LayerSettings",
@@ -31,6 +36,7 @@ __all__ = [
     "QuantizedLinear",
     "Recipe",
     "clips",
+    "image_of",
     "input_tensors",
     "is_quantized",
     "plain_copy",
@@ -40,5 +46,6 @@ __all__ = [
     "refresh_",
     "replace_",
     "replacement",
+    "rounded_copy",
     "weights_by_name",
 ]

@@ -34,7 +34,14 @@ class PactReLU(nn.Module):
         self.alpha = nn.Parameter(torch.tensor([settings.initial]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return pact(x.float(), self.alpha.float().clamp_min(LEAST_CLIP), self.settings.bits).to(x.dtype)
+        alpha = self.alpha.float()
+        alpha = torch.where(alpha < LEAST_CLIP, LEAST_CLIP, alpha)  # clamp has no gradient at its bound
+        return pact(x.float(), alpha, self.settings.bits).to(x.dtype)
+
+    @torch.no_grad()
+    def refresh_(self) -> None:
+        """Bring a clip back that a step has carried too far: below the least one no gradient would reach it any more."""
+        self.alpha.clamp_(min=LEAST_CLIP)
 
     def extra_repr(self) -> str:
         return f"bits={self.settings.bits}, alpha={self.alpha.item():g}"

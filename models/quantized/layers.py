@@ -13,10 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.quantized.numbers import Grid, dorefa_image, fake_quantize, grid_of, laid_out, range_of, wrpn_image
+from models.quantized.numbers import IMAGES, Grid, fake_quantize, grid_of, laid_out, range_of
 from models.quantized.settings import LayerSettings
 
 KEYS = {"weight": "bits_weights", "bias": "bits_bias"}
+
+
+def image_of(values: Tensor, bits: int, settings: LayerSettings) -> Tensor:
+    """Return the image of a weight or bias by itself, on its tape: no batch norm is folded in."""
+    if settings.method in IMAGES:
+        return IMAGES[settings.method](values, bits)
+    return fake_quantize(values, grid_of(*range_of(values, settings.per_channel), bits, settings.mode))
 
 
 class QuantizedLayer(nn.Module):
@@ -87,15 +94,9 @@ class QuantizedLayer(nn.Module):
         if values is None or not bits:
             return values
         values = laid_out(values)
-        if self.settings.method == "dorefa":
-            return dorefa_image(values, bits)
-        if self.settings.method == "wrpn":
-            return wrpn_image(values, bits)
-        if key == "bias":
-            return fake_quantize(values, grid_of(*range_of(values), bits, self.settings.mode))
         scale = self.multiplier()
-        if scale is None:
-            return fake_quantize(values, self.weight_grid())
+        if key == "bias" or scale is None or self.settings.method != "linear":
+            return image_of(values, bits, self.settings)
         # A channel whose gamma is zero has a folded weight of zero, whatever is put through it.
         back = torch.where(scale.abs() > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
         return fake_quantize(values * scale, self.weight_grid()) / back
@@ -114,8 +115,8 @@ class QuantizedLayer(nn.Module):
         super()._save_to_state_dict(*arguments, **options)
 
     def used(self, key: str) -> Tensor | None:
-        """Return what the forward pass computes with."""
-        value: Tensor | None = self.image(key) if f"float_{key}" in self._parameters else getattr(self, key)
+        """Return what the forward pass computes with; weights that are rounded themselves round to what they are."""
+        value = self.image(key)
         if key == "weight" and value is not None and value.requires_grad:
             for hook in self._hooks_of_image:
                 value.register_hook(hook)

@@ -5,6 +5,7 @@ A grid stands for the values scale * (q - zero_point) with whole q in low..high 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def grid_of(low: Tensor, high: Tensor, bits: int, mode: str) -> Grid:
     scale = torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
     if mode in ("sym", "sym_restr"):
         return Grid(scale, torch.zeros_like(scale), first, last)
-    return Grid(scale, (first - low / scale).round().clamp(first, last), first, last)
+    return Grid(scale, (first - low / scale).round(), first, last)
 
 
 def range_of(values: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]:
@@ -202,3 +203,6 @@ def wrpn_image(weight: Tensor, bits: int) -> Tensor:
 def _straight(values: Tensor, image: Tensor) -> Tensor:
     """Return an image whose gradient goes to the values unchanged."""
     return image + (values - values.detach())
+
+
+IMAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"dorefa": dorefa_image, "wrpn": wrpn_image}  # beside the linear grids

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from models.quantized.activations import ClippedReLU, PactReLU
-from models.quantized.layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from models.quantized.layers import KEYS, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from models.quantized.settings import ClippedSettings, LayerSettings, PactSettings
 from utils.errors import UserError, unknown
 from utils.options import Place, build, mapping, shown
 
 Recipe = dict[str, dict[str, Any]]
 RELUS = (nn.ReLU, nn.ReLU6)
-LAYERS: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
+LAYER_KINDS: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Conv2d: QuantizedConv2d, nn.Linear: QuantizedLinear}
 
 
 def _layer(module: nn.Module, settings: Any) -> nn.Module:
-    quantized = LAYERS[type(module)].__new__(LAYERS[type(module)])
+    quantized = LAYER_KINDS[type(module)].__new__(LAYER_KINDS[type(module)])
     # A subclass of the layer's own class with all that the layer has: the same Parameters, hooks and mode.
     quantized.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in module.__dict__.items()})
     quantized.prepare_(settings)
@@ -49,7 +49,7 @@ class Kind:
 
 
 KINDS = {
-    "layer": Kind(tuple(LAYERS), LayerSettings, _layer, tuple(LAYERS.values())),
+    "layer": Kind(tuple(LAYER_KINDS), LayerSettings, _layer, tuple(LAYER_KINDS.values())),
     "clipped_relu": Kind(RELUS, ClippedSettings, _activation(ClippedReLU), (ClippedReLU,)),
     "pact": Kind(RELUS, PactSettings, _activation(PactReLU), (PactReLU,)),
 }
@@ -81,11 +81,7 @@ def replace_(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
     """
     modules, device = dict(model.named_modules()), next(model.parameters()).device
     norms = {name: _norm(name, new, modules) for name, new in replacements.items()}
-    by_id = {id(modules[name]): new.to(device) for name, new in replacements.items()}
-    for parent in {id(module): module for module in modules.values()}.values():
-        for key, child in parent._modules.items():
-            if id(child) in by_id:
-                parent._modules[key] = by_id[id(child)]
+    _with(model, {modules[name]: new.to(device) for name, new in replacements.items()})
     for name, norm in norms.items():
         new = replacements[name]
         if isinstance(new, QuantizedLayer) and norm is not None:
@@ -105,9 +101,9 @@ def _norm(name: str, new: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Mod
 
 
 def refresh_(model: nn.Module) -> None:
-    """Bring the images of all float copies up to date, in place."""
+    """Bring the images of all float copies up to date, and learned clips back into their range, in place."""
     for module in model.modules():
-        if isinstance(module, QuantizedLayer):
+        if isinstance(module, QuantizedLayer | PactReLU):
             module.refresh_()
 
 
@@ -151,27 +147,48 @@ def prepare_alike_(copy: nn.Module, model: nn.Module) -> None:
             for key in ("input_low", "input_high", "input_seen"):
                 getattr(copies[name], key).copy_(getattr(module, key))
         elif isinstance(module, PactReLU):
-            alpha = copies[name].alpha
-            assert isinstance(alpha, nn.Parameter)
-            alpha.copy_(module.alpha)
-            alpha.requires_grad_(trained)
+            copies[name].requires_grad_(trained)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """Return a copy of a network without quantization: the layers that it was made of, with the float weights."""
     copy = deepcopy(model)
-    plain = {quantized: layer for layer, quantized in LAYERS.items()}
-    for parent in list(copy.modules()):
+    relus: dict[nn.Module, nn.Module] = {m: nn.ReLU().train(m.training) for m in copy.modules() if isinstance(m, ClippedReLU | PactReLU)}
+    return _with(copy, relus | _plain_layers(copy))
+
+
+@torch.no_grad()
+def rounded_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a network in eval mode whose layers hold the rounded weights themselves; activations round as before."""
+    copy = deepcopy(model).eval()
+    for layer in copy.modules():
+        if isinstance(layer, QuantizedLayer):
+            for key, image in ((key, layer.image(key)) for key in KEYS):
+                if image is not None:
+                    layer._parameters.get(f"float_{key}", layer._parameters.get(key)).data = image  # type: ignore[union-attr]
+    return _with(copy, _plain_layers(copy))
+
+
+def _plain_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Return a plain layer for each quantized one, with its float parameters."""
+    plain: dict[nn.Module, nn.Module] = {}
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer):
+            kind = next(kind for kind, quantized in LAYER_KINDS.items() if type(layer) is quantized)
+            bare = plain[layer] = kind.__new__(kind)
+            bare.__dict__.update({key: value for key, value in layer.__dict__.items() if key not in QuantizedLayer.__annotations__})
+            bare._buffers = {}
+            bare._parameters = {name.removeprefix("float_"): p for name, p in layer._parameters.items()}
+    return plain
+
+
+def _with(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put modules in the place of others, in place; what is shared stays shared."""
+    for parent in list(model.modules()):
         for key, child in parent._modules.items():
-            if isinstance(child, QuantizedLayer):
-                bare = plain[type(child)].__new__(plain[type(child)])
-                bare.__dict__.update(child.__dict__)
-                bare._buffers = {}
-                bare._parameters = {name.removeprefix("float_"): p for name, p in child._parameters.items()}
-                parent._modules[key] = bare
-            elif isinstance(child, ClippedReLU | PactReLU):
-                parent._modules[key] = nn.ReLU().train(child.training)
-    return copy
+            if child is not None and child in replacements:
+                parent._modules[key] = replacements[child]
+    return model
 
 
 def weights_by_name(model: nn.Module) -> dict[str, nn.Parameter]:

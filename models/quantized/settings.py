@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.quantized.numbers import MODES
+from models.quantized.numbers import IMAGES, MODES
 from utils.errors import UserError
 from utils.options import boolean, choice, integer, number, option, optional, text
 
 MAX_BITS = 16
-METHODS = ("linear", "dorefa", "wrpn")
+METHODS = ("linear", *IMAGES)
 bit_width = optional(integer(1, MAX_BITS))
 
 
@@ -45,6 +45,8 @@ class LayerSettings:
     float_copy: bool = option(boolean, True)
 
     def __post_init__(self) -> None:
+        if self.method == "dorefa" and not self.float_copy:
+            raise UserError("DoReFa's image of an image is another one, so it needs a float copy: train_with_fp_copy must be true")
         for name in ("bits_weights", "bits_bias", "bits_inputs"):
             if getattr(self, name) == 1 and (self.method != "dorefa" or name == "bits_inputs"):
                 raise UserError(f"{name} is 1; only DoReFa's weights have a form with 1 bit")
