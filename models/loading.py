@@ -93,11 +93,7 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
 
 
 def check_name(file: WeightsFile, model_name: str | None) -> None:
-    """Check that a file that says what it is is what was asked for.
-
-    Raises:
-        UserError: it is another architecture.
-    """
+    """Refuse a file that says that it is another architecture than the one that was asked for."""
     if model_name and file.spec and resolve_model(model_name)[0] != file.spec.name:
         raise UserError(f"--model {model_name} does not go with {file.path}, which is a {file.spec.name}; leave --model out")
 

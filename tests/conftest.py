@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,24 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}  # RGB
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run one more at a time than there are cores: some tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """The images are small: a second thread would mostly wait for the first."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def few_passes() -> Iterator[None]:
+    """Exported files are timed, but not for long."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ROUNDS", "PASSES"):
+            patch.setattr(f"compression.exporting.measuring.{name}", 1)
+        yield
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from compression.arguments import TrainArguments
 from compression.compressor import ClassifierCompressor
-from tests.conftest import ROOT, Process
+from tests.conftest import ROOT
+from tests.launch import Launch, as_script
 
 QUICK = ("--data", "digits", "--workers", 0, "--batch-size", 130, "--effective-train-size", 0.2)  # two batches an epoch
 FILTERS = """
@@ -226,9 +227,9 @@ def test_thinnify_removes_zero_filters_and_changes_no_output(script, weights, wi
 
 
 def test_two_processes_thin_and_write_once(with_zeros, tmp_path):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "train.py")
-    with Process(*torchrun, *QUICK, "--device", "cpu", "--weights", with_zeros, "--thinnify", cwd=tmp_path) as process:
-        output = process.finish(100)
+    flags = (*QUICK, "--device", "cpu", "--weights", with_zeros, "--thinnify")
+    with Launch(tmp_path, "two", as_script, "train.py", *flags, world=2) as processes:
+        output = processes.finish()
     assert output.count("checkpoint runs/train/exp/weights/thinned.pt") == 1
     assert [path.name for path in (tmp_path / "runs/train").iterdir()] == ["exp"]
 

@@ -37,7 +37,7 @@ WEIGHTS = str(ROOT / "weights/digits.pt")
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits(tmp_path_factory, few_passes):
     """The shipped classifier, 1 channel, as dynamic ONNX in fp32 and int8."""
     folder = tmp_path_factory.mktemp("digits")
     a = ExportArguments(WEIGHTS, dynamic=True, int8=True, data="digits", images=48, workers=0)
@@ -46,7 +46,7 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pruned(tmp_path_factory):
+def pruned(tmp_path_factory, few_passes):
     """A pruned YOLOv5 with pre-processing inside and a fixed batch, from a checkpoint, as ONNX and TorchScript."""
     folder = tmp_path_factory.mktemp("pruned")
     torch.manual_seed(0)

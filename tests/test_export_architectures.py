@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression.exporting import exporting, measuring
+from compression.exporting import exporting
 from compression.exporting.arguments import ExportArguments
 from compression.narrowing import build_narrow
 from models import ARCHITECTURES, build
@@ -25,7 +25,7 @@ from utils.sources import open_source
 from utils.spec import ModelSpec
 
 CPU = torch.device("cpu")
-QUICK = {("yolov5n-cls", "0.4"), ("resnet20", "0.4"), ("resnet20-b", ""), ("resnet18", ""), ("vgg16-cifar", "0.4")}
+QUICK = {("yolov5n-cls", "0.4"), ("resnet20", "0.4"), ("resnet18", ""), ("vgg16-cifar", "0.4")}
 CASES = [
     pytest.param(name, rate, marks=() if (name, rate) in QUICK else pytest.mark.exhaustive, id=f"{name}-{rate or 'dense'}")
     for name in ARCHITECTURES
@@ -34,19 +34,12 @@ CASES = [
 INT8 = ("onnx", *(["openvino"] if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf") else []))
 
 
-@pytest.fixture
-def _short(monkeypatch):
-    """Latencies are measured, but not for long."""
-    for name, value in (("ROUNDS", 1), ("PASSES", 1)):
-        monkeypatch.setattr(measuring, name, value)
-
-
 def probabilities(backend, folder, batch):
     found = predict(backend, open_source(str(folder)), batch, topk=3)
     return {str(prediction.item.path): dict(prediction.topk) for prediction in found}
 
 
-@pytest.mark.usefixtures("_short")
+@pytest.mark.usefixtures("few_passes")
 @pytest.mark.parametrize(("name", "rate"), CASES)
 def test_files_predict_what_the_network_predicts(name, rate, photos, tmp_path):
     torch.manual_seed(0)

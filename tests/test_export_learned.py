@@ -32,6 +32,7 @@ from utils.errors import UserError
 from utils.spec import ModelSpec
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("few_passes")
 DIGITS = ROOT / "weights" / "digits.pt"
 SCHEDULE = {
     "pruners": {

@@ -23,7 +23,8 @@ from compression.plan import PruningPlan
 from compression.preparation import prepare
 from models import build
 from models.loading import load_classifier
-from tests.conftest import CLASSES, ROOT, Process, write_images
+from tests.conftest import CLASSES, ROOT, write_images
+from tests.launch import Launch, as_script
 from utils.arguments import to_record
 from utils.checkpoint import read_tensor_file, save_checkpoint
 from utils.profile import example_input
@@ -191,9 +192,9 @@ def test_every_file_of_a_run_is_there_and_right(script, tmp_path, monkeypatch):
     assert "proved: narrow and masked outputs differ by" in done.out
 
     # The file loads by itself in a new process.
-    with Process(ROOT / "val.py", "--weights", pruned, "--data", "digits", "--workers", 0, cwd=tmp_path) as val:
+    with Launch(tmp_path, "val", as_script, "val.py", "--weights", pruned, "--data", "digits", "--workers", 0) as val:
         predicted = script("predict.py", "--weights", pruned, "--nosave")
-        val.finish(100)
+        val.finish()
     assert "images; per image" in predicted.out, predicted.err
     assert read_json(tmp_path / "runs/val/exp/results.json")["top1"] == pytest.approx(results["top1"][1])
 
@@ -436,11 +437,10 @@ def test_fine_tuning_that_is_killed_goes_on_to_the_same_bits_without_tracing(scr
     prune(dense["resnet"], "--macs", 0.5)
     pruned = tmp_path / "runs/prune/exp/weights/pruned.pt"
     flags = ("--weights", pruned, "--data", photos, "--batch-size", 6, "--workers", 0, "--epochs", 6, "--mixup", 0.3)
-    with Process(ROOT / "train.py", *flags, "--name", "killed", cwd=tmp_path) as process:
-        process.wait_until((tmp_path / "runs/train/killed/results.csv").exists)
+    with Launch(tmp_path, "killed", as_script, "train.py", *flags, "--name", "killed") as killed:
+        killed.wait_until((tmp_path / "runs/train/killed/results.csv").exists)
         time.sleep(0.1)
-        process.popen.send_signal(signal.SIGKILL)
-        process.finish(60, -9)
+        killed.stop(signal.SIGKILL)
     assert script("train.py", *flags, "--name", "whole").code == 0
     pruned.unlink()  # neither the pruned nor the dense file is needed to go on
     monkeypatch.setattr(narrowing, "trace", lambda *_: pytest.fail("it was traced again"))
@@ -497,10 +497,9 @@ def test_what_train_py_refuses_of_rates(script, photos, dense, tmp_path, flags, 
 def test_two_processes_make_the_plan_of_one(prune, dense, photos, tmp_path):
     flags = ("--compress_rate", "0.4", "--criterion", "rank")
     *_, plan, _ = prune(dense["resnet"], *flags)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
     more = ("--weights", dense["resnet"], "--data", photos, "--workers", 0, "--images", 24, "--device", "cpu", "--name", "two", *flags)
-    with Process(*torchrun, ROOT / "prune.py", *more, cwd=tmp_path) as process:
-        output = process.finish(150)
+    with Launch(tmp_path, "two", as_script, "prune.py", *more, world=2) as processes:
+        output = processes.finish()
     assert output.count("compress_rate 0.4") == 1
     assert sorted(p.name for p in (tmp_path / "runs/prune").iterdir()) == ["exp", "two"]
     assert read_json(tmp_path / "runs/prune/two/plan.json") == plan

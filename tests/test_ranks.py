@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 
 import numpy as np
 import pytest
@@ -19,7 +18,8 @@ from compression.scores import GroupScore, Task, order_units
 from compression.spectra import spectrum_scores
 from compression.tracing import evaluating
 from models import build
-from tests.conftest import Process
+from tests.launch import Launch
+from utils import distributed
 from utils.errors import UserError
 from utils.spec import ModelSpec
 
@@ -306,31 +306,16 @@ def score_several():
     return found
 
 
-WORKER = """
-import torch
-from tests.test_ranks import score_several
-from utils import distributed
-torch.set_num_threads(1)
-distributed.join(torch.device("cpu"))
-torch.save(score_several(), f"{distributed.rank()}_of_{distributed.world_size()}.pt")
-distributed.leave()
-"""
+def score_a_share():
+    distributed.join(torch.device("cpu"))
+    torch.save(score_several(), f"{distributed.rank()}_of_{distributed.world_size()}.pt")
+    distributed.leave()
 
 
-def test_two_processes_score_to_the_same_bits(tmp_path, monkeypatch):
-    (tmp_path / "worker.py").write_text(WORKER)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for name, value in (("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("RANK", 0)):
-        monkeypatch.setenv(name, str(value))
-    with Process("worker.py", cwd=tmp_path) as first:
-        monkeypatch.setenv("RANK", "1")
-        with Process("worker.py", cwd=tmp_path) as second:
-            monkeypatch.delenv("WORLD_SIZE")
-            alone = score_several()
-            first.finish(60)
-            second.finish(60)
+def test_two_processes_score_to_the_same_bits(tmp_path):
+    with Launch(tmp_path, "two", score_a_share, world=2) as processes:
+        alone = score_several()
+        processes.finish()
     for rank in range(2):
         share = torch.load(tmp_path / f"{rank}_of_2.pt")
         for criterion, groups in alone.items():

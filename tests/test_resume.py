@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from tests.conftest import ROOT, Process
+from tests.launch import Launch, as_script
 
 # Everything that a resumed run could get wrong: random draws in the loader, the mixing and the network, moments,
 # averages, accumulated gradients, the best score.
@@ -32,22 +32,21 @@ def columns_without_time(run):
 def runs(tmp_path_factory):
     """One run that is left alone, and one that is killed after its first epoch; test_resume_schedule interrupts others."""
     folder = tmp_path_factory.mktemp("resume")
-    with Process(ROOT / "train.py", *FLAGS, "--name", "whole", cwd=folder) as process:
-        process.finish(120)
+    with Launch(folder, "whole", as_script, "train.py", *FLAGS, "--name", "whole") as launch:
+        launch.finish()
     run = folder / "runs/train/killed"
-    with Process(ROOT / "train.py", *FLAGS, "--name", "killed", cwd=folder) as process:
-        process.wait_until((run / "results.csv").exists)
+    with Launch(folder, "killed", as_script, "train.py", *FLAGS, "--name", "killed") as launch:
+        launch.wait_until((run / "results.csv").exists)
         time.sleep(0.15)  # into the second epoch
-        process.popen.send_signal(signal.SIGKILL)
-        process.finish(60, -9)
+        launch.stop(signal.SIGKILL)
     return folder / "runs/train"
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_left_alone(runs):
     run = runs / "killed"
     assert len(columns_without_time(run)) < 4, "the run was over before it was stopped"
-    with Process(ROOT / "train.py", "--resume", run, "--workers", 1, cwd=runs.parent.parent) as process:
-        process.finish(120)
+    with Launch(runs, "resumed", as_script, "train.py", "--resume", run, "--workers", 1) as launch:
+        launch.finish()
     (expected, expected_training), (state, training) = final(runs / "whole"), final(run)
     assert all(torch.equal(expected[key], state[key]) for key in expected)
     assert all(torch.equal(expected_training["model"][key], training["model"][key]) for key in expected)

@@ -1,15 +1,12 @@
 """A run with a schedule, on two processes, is stopped and goes on: it ends with the bits of one that was left alone.
 
-The processes are forked from one that has imported everything, and are what torchrun would start: each runs a whole
-training run of its rank, writes its state at the end, and can be killed.
+Each process runs a whole training run of its rank, writes its state at the end, and can be killed.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 
 from compression.arguments import TrainArguments
 from compression.compressor import ClassifierCompressor
+from tests.launch import Launch
 from utils.arguments import parse
 from utils.errors import Interrupted
 from utils.hooks import Hook
@@ -97,70 +95,31 @@ class Pause(Hook):
                 time.sleep(0.005)
 
 
-def work(rank: int, world: int, port: int, folder: Path, name: str, argv: list[str], pause: tuple[int, int] | None) -> None:
-    """Be one of a launch's processes: train, and write this rank's state to NAME.RANK.pt, what it prints to NAME.RANK.log."""
-    os.chdir(folder)
-    if world > 1:
-        os.environ |= {"WORLD_SIZE": f"{world}", "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = f"{port}"
-    torch.set_num_threads(1)
-    with (folder / f"{name}.{rank}.log").open("w", buffering=1) as sys.stdout:
-        arguments, given = parse(TrainArguments, "", argv)
-        compressor = ClassifierCompressor(arguments, given=given)
-        print(compressor.summary())
-        if pause and rank == 0:  # the others wait for it
-            compressor.hooks.append(Pause(*pause))
-        try:
-            compressor.run_training_loop()
-        except Interrupted:
-            sys.exit(130)
+def work(name: str, argv: tuple[object, ...], pause: tuple[int, int] | None) -> None:
+    """Train, and write this rank's state to NAME.RANK.pt."""
+    rank = int(os.environ.get("RANK", 0))
+    arguments, given = parse(TrainArguments, "", list(map(str, argv)))
+    compressor = ClassifierCompressor(arguments, given=given)
+    print(compressor.summary())
+    if pause and rank == 0:  # the others wait for it
+        compressor.hooks.append(Pause(*pause))
+    try:
+        compressor.run_training_loop()
+    except Interrupted:
+        sys.exit(130)
     run, scheduler = compressor.run, compressor.scheduler
     state = {"model": run.model.state_dict(), "average": run.averaged.state_dict(), "masks": scheduler.masks.state_dict()}
-    torch.save({**state, "optimizer": run.optimizer.state_dict()}, folder / f"{name}.{rank}.pt")
+    torch.save({**state, "optimizer": run.optimizer.state_dict()}, f"{name}.{rank}.pt")
 
 
-class Launch:
-    """A training run on some processes, in a folder; ``with`` waits for its end, and leaves none behind."""
+def training(folder: Path, name: str, *argv: object, world: int = 2, pause: tuple[int, int] | None = None) -> Launch:
+    """Return a launch of a training run."""
+    return Launch(folder, name, work, name, argv, pause, world=world)
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["compression.compressor", "torch.utils.tensorboard", "torch._dynamo", "thop", "pandas", "matplotlib.backends.backend_agg"]
-    )
 
-    def __init__(self, folder: Path, name: str, *argv: object, world: int = 2, pause: tuple[int, int] | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        arguments = [(rank, world, port, folder, name, list(map(str, argv)), pause) for rank in range(world)]
-        self.processes = [self.context.Process(target=work, args=values) for values in arguments]
-        self.log = folder / f"{name}.0.log"
-
-    def __enter__(self) -> Launch:
-        for process in self.processes:
-            process.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
-
-    def finish(self, code: int = 0) -> str:
-        for process in self.processes:
-            process.join(100)
-            assert process.exitcode == code, self.log.read_text()
-        return self.log.read_text()
-
-    def stop(self, number: int) -> str:
-        """Send a signal to all processes where the run waits."""
-        deadline = time.monotonic() + 60
-        while not (self.log.exists() and "waits\n" in self.log.read_text()):
-            assert all(process.is_alive() for process in self.processes), self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.005)
-        for process in self.processes:
-            os.kill(process.pid, number)
-        return self.finish(130 if number == signal.SIGINT else -number)
+def stop_where_it_waits(launch: Launch, number: int) -> None:
+    launch.wait_until(lambda: "waits\n" in launch.outputs[0])
+    launch.stop(number)
 
 
 def assert_same(expected, found, where=""):
@@ -205,7 +164,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(folder):
     """A run with every kind of policy on two processes that is left alone."""
-    with Launch(folder, "whole", *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", "whole") as launch:
+    with training(folder, "whole", *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", "whole") as launch:
         launch.finish()
     return folder
 
@@ -249,10 +208,11 @@ STOPS = {
 def test_two_processes_with_every_policy_go_on_to_the_same_bits(whole, when):
     pause, number = STOPS[when]
     name = when.replace(" ", "_")
-    with Launch(whole, name, *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", name, pause=pause) as launch:
-        launch.stop(number)
-    with Launch(whole, f"{name}_resumed", "--resume-from", f"runs/train/{name}") as launch:
-        log = launch.finish()
+    with training(whole, name, *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", name, pause=pause) as launch:
+        stop_where_it_waits(launch, number)
+    with training(whole, f"{name}_resumed", "--resume-from", f"runs/train/{name}") as launch:
+        launch.finish()
+    log = launch.outputs[0]
     begin = {"before the cut": "epoch 2 step 1/4", "quantized": "epoch 4 step 1/4", "asked to": "epoch 3 step 3/4"}[when]
     assert next(line for line in log.splitlines() if " step " in line and ": loss" in line).startswith(begin)
     assert_same(last(whole, "whole"), last(whole, name))
@@ -265,12 +225,12 @@ def test_hidden_weights_survive_a_kill(folder):
     flags = (*FLAGS, "--weights", "teacher.pt", "--compress", "surgery.yaml")
     for name in ("surgery", "killed"):
         pause = (2, 3) if name == "killed" else None
-        with Launch(folder, name, *flags, "--name", name, world=1, pause=pause) as launch:
-            _ = launch.stop(signal.SIGKILL) if pause else launch.finish()
+        with training(folder, name, *flags, "--name", name, world=1, pause=pause) as launch:
+            _ = stop_where_it_waits(launch, signal.SIGKILL) if pause else launch.finish()
     saved = torch.load(folder / "runs/train/killed/weights/last.pt", weights_only=True)["training"]["hooks"]["CompressionScheduler"]
     hidden, masks = saved["masks"]["hidden"], saved["masks"]["values"]
     assert any(bool(hidden[name][~mask].any()) for name, mask in masks.items())  # behind the masks there is something to lose
     (folder / "surgery.yaml").unlink()  # the run has its own copy
-    with Launch(folder, "killed_resumed", "--resume-from", "runs/train/killed", world=1) as launch:
+    with training(folder, "killed_resumed", "--resume-from", "runs/train/killed", world=1) as launch:
         launch.finish()
     assert_same(last(folder, "surgery"), last(folder, "killed"))

@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 import models
+from compression.pruners.pruner import Decision
 from compression.schedule.loop import ScheduledLoop
 from compression.schedule.policies import agreed
 from compression.schedule.reading import parse_schedule
 from compression.schedule.scheduler import CompressionScheduler
-from tests.conftest import Process
+from tests.launch import Launch
+from utils import distributed
 from utils.ema import EMA
 from utils.errors import UserError
 from utils.hooks import Hook, LoopState
@@ -243,39 +245,26 @@ def test_prune_regularize_distil_and_set_the_rate_together(tmp_path):
     assert zeros == [230, 230, 1382, 1382, 1382, 1382]  # 10 % and 60 % of 16 * 16 * 9 = 2,304: 230.4 and 1,382.4
 
 
-RANKS = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from compression.schedule.loop import ScheduledLoop
-from compression.schedule.policies import agreed
-from compression.pruners.pruner import Decision
-
-rank = int(sys.argv[1])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-model = nn.Linear(4, 1, bias=False)
-with torch.no_grad():  # the last bits differ: on rank 0 the first is the smaller one of the first two, on rank 1 the second
-    model.weight.copy_(torch.tensor([[1.0, 1.0 + 1e-6 * (1 - 2 * rank), 2.0, 3.0]]))
-half = {"class": "SparsityLevelParameterPruner", "levels": {"weight": 0.25}}
-policies = [{"pruner": {"instance_name": "half"}, "epochs": [0]}]
-loop = ScheduledLoop({"pruners": {"half": half}, "policies": policies}, model, torch.optim.SGD(model.parameters(), 0.1), 1, 1)
-loop.on_epoch_begin(0)
-masks = loop.scheduler.masks.values["weight"].tolist()
-refit = agreed(Decision({"w": torch.ones(1)}, {"w": torch.tensor([rank + 5.0])})).weights["w"].tolist()
-print("result", masks, refit, flush=True)
-dist.barrier()
-os._exit(0)  # gloo's threads may outlive the interpreter
-"""
+def decide():
+    distributed.join(torch.device("cpu"))
+    rank = distributed.rank()
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():  # the last bits differ: on rank 0 the first is the smaller one of the first two, on rank 1 the second
+        model.weight.copy_(torch.tensor([[1.0, 1.0 + 1e-6 * (1 - 2 * rank), 2.0, 3.0]]))
+    half = {"class": "SparsityLevelParameterPruner", "levels": {"weight": 0.25}}
+    policies = [{"pruner": {"instance_name": "half"}, "epochs": [0]}]
+    loop = ScheduledLoop({"pruners": {"half": half}, "policies": policies}, model, torch.optim.SGD(model.parameters(), 0.1), 1, 1)
+    loop.on_epoch_begin(0)
+    masks = loop.scheduler.masks.values["weight"].tolist()
+    refit = agreed(Decision({"w": torch.ones(1)}, {"w": torch.tensor([rank + 5.0])})).weights["w"].tolist()
+    print("result", masks, refit)
+    distributed.leave()
 
 
 def test_ranks_agree_on_rank_0s_decision(tmp_path):
-    script, store = tmp_path / "ranks.py", tmp_path / "store"
-    script.write_text(RANKS)
-    with Process(script, 0, store, cwd=tmp_path) as first, Process(script, 1, store, cwd=tmp_path) as second:
-        outputs = first.finish(100), second.finish(100)
+    with Launch(tmp_path, "two", decide, world=2) as processes:
+        processes.finish()
+    outputs = processes.outputs
     assert all("result [[0.0, 1.0, 1.0, 1.0]] [5.0]" in output for output in outputs)
     assert "schedule pruner half" in outputs[0]
     assert "schedule" not in outputs[1]  # rank 0 alone reports
