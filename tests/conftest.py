@@ -21,11 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}  # RGB
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run one more at a time than there are cores: some tests wait for other processes."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """The images are small: a second thread would mostly wait for the first."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, Process
+from tests.launch import Launch, as_script
 
 # 37 training images of which two ranks get 19 each, one twice; 15 validation images, 8 and 7.
 FLAGS = ("--device", "cpu", "--model", "resnet20", "--imgsz", 16, "--batch-size", 12, "--workers", 0, "--optimizer", "SGD", "--lr0", 0.02)
@@ -24,8 +25,8 @@ def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script,
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
-    with launch(whole, *flags) as process:
-        output = process.finish(150)
+    with Launch(whole, "whole", as_script, "train.py", *FLAGS, *flags, world=2) as processes:
+        output = processes.finish()
     assert "x 2 processes" in output
     assert output.count("best epoch") == 1
     assert [p.name for p in (whole / "runs/train").iterdir()] == ["exp"]
@@ -54,8 +55,9 @@ def workers_of(launcher: int) -> list[int]:
     return sorted(int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())
 
 
-def test_a_batch_that_can_not_be_shared_are_refused(tmp_path, photos):
-    with launch(tmp_path, "--data", photos, "--epochs", 1, "--batch-size", 13) as process:
-        output = process.finish(100, code=1)
+def test_a_batch_that_can_not_be_shared_is_refused(tmp_path, photos):
+    flags = (*FLAGS, "--data", photos, "--epochs", 1, "--batch-size", 13)
+    with Launch(tmp_path, "odd", as_script, "train.py", *flags, world=2) as processes:
+        output = processes.finish(code=2)
     assert "batch-size 13 must be a multiple of the 2 processes" in output
     assert not (tmp_path / "runs").exists()

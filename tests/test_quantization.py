@@ -405,7 +405,7 @@ def test_an_average_is_prepared_alike():
 
 def test_a_plain_copy_is_the_network_that_it_was():
     net = linear_net()
-    x = torch.randn(3, 2)
+    x = torch.tensor([[1.0, -1.0], [2.0, 0.5], [-0.3, 0.7]])
     before, names = net(x), list(net.state_dict())
     prepare_(net, {"0": {"kind": "layer", "method": "wrpn", "bits_weights": 2, "bits_bias": 2}, "1": {"kind": "clipped_relu", "bits": 2}})
     assert not torch.equal(net(x), before)

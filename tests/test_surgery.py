@@ -58,7 +58,8 @@ def multiply(factor):
 def silence_readers_(model, graph, keep):
     """Zero the removed channels where convolutions and linear layers read them, and nothing else. Not for mask_'s eyes."""
     modules = dict(model.named_modules())
-    cut = {id(model.get_parameter(name)): dims for name, dims in graph.indices(keep).items() if name in dict(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    cut = {id(parameters[name]): dims for name, dims in graph.indices(keep).items() if name in parameters}
     for module in modules.values():
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             continue
@@ -96,9 +97,9 @@ def check_cut(model, graph, keep, inputs, oracle=True):
     if oracle:
         silence_readers_(silenced, graph, keep)
         close(ours, outputs(silenced, inputs))
-    indices = graph.indices(keep)
+    indices, before = graph.indices(keep), {**dict(dense.named_parameters()), **dict(dense.named_buffers())}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        old = dense.get_parameter(name) if name in dict(dense.named_parameters()) else dense.get_buffer(name)
+        old = before[name]
         for dim, index in indices.get(name, {}).items():
             old = old.index_select(dim, index)
         assert tensor.shape == old.shape
