@@ -63,16 +63,19 @@ def quantize_onnx(source: Source, path: Path) -> None:
 
 
 def _learned_grids(learned: Learned, nodes: list[Any]) -> dict[str, Any]:
-    """Return scale and zero point of the tensors whose ranges were learned, as onnxruntime takes them; the others are measured."""
+    """Return scale and zero point of the tensors whose ranges were learned, as onnxruntime takes them; the others are measured.
+
+    Where 8 bits saturate, weights get 7, on a grid of their own.
+    """
     grids: dict[str, Any] = {}
     for node in nodes:
         if node.name not in learned.inputs:
             continue
         scale, zero = learned.inputs[node.name]
         grids[node.input[0]] = [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
-        scales = learned.weights[node.name]
-        if node.op_type == "Conv" or any(entry.name == "transB" and entry.i for entry in node.attribute):  # else [in, out]
-            grids[node.input[1]] = [{"scale": scale, "zero_point": np.array(0, np.int8)} for scale in scales]
+        by_output = node.op_type == "Conv" or any(entry.name == "transB" and entry.i for entry in node.attribute)  # else [in, out]
+        if by_output and not saturates():
+            grids[node.input[1]] = [{"scale": step, "zero_point": np.array(0, np.int8)} for step in learned.weights[node.name]]
             if learned.per_channel:
                 grids[node.input[1]][0]["axis"] = 0
     return grids
