@@ -117,7 +117,9 @@ def small(photos):
 
 def test_weights_of_an_int8_file_have_a_grid_for_each_channel_with_batch_norm_folded(small, tmp_path):
     model, spec, calibration = small
-    weights = written(Source(model, Metadata(spec, batch_size=None), 18, calibration), tmp_path / "a.onnx")
+    path = tmp_path / "a.onnx"
+    source = Source(model, Metadata(spec, batch_size=None), 18, calibration)
+    weights = written(source, path)
     folded = model.stem.weight * (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).view(-1, 1, 1, 1)
     for name, weight in (("stem", folded), ("middle", model.middle.weight), ("head", model.head.weight)):
         stored, scales = weights[name]
@@ -125,6 +127,10 @@ def test_weights_of_an_int8_file_have_a_grid_for_each_channel_with_batch_norm_fo
         assert scales == pytest.approx(most / (64 if saturates() else 127), rel=1e-5)
         assert stored.dtype == np.int8
         assert stored.shape == tuple(weight.shape)
+    noise = torch.randint(0, 256, (64, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    FORMATS["onnx"].write(source, "int8", path)
+    levels = len(open_backend(str(path), CPU).logits(noise).unique())
+    assert levels > 120  # of 128 numbers; logits of 8 bits would tie
 
 
 @pytest.mark.parametrize("mode", ["sym", "sym_restr"])

@@ -56,7 +56,11 @@ def quantize_onnx(source: Source, path: Path) -> None:
                 weight_type=tools.QuantType.QInt8,
                 nodes_to_exclude=excluded,
                 op_types_to_quantize=list(ONNX_LAYERS) if is_transformer(model) else None,
-                extra_options={"TensorQuantOverrides": _learned_grids(source.learned, nodes) if source.learned else {}},
+                extra_options={
+                    "TensorQuantOverrides": _learned_grids(source.learned, nodes) if source.learned else {},
+                    # Logits of 8 bits would tie; the sums of the last layer are there in 32.
+                    "OpTypesToExcludeOutputQuantization": ["Gemm"],
+                },
             )
     except Exception as error:  # onnxruntime's errors have no common base
         raise UserError(f"onnxruntime can't quantize this network ({one_line(error)}); leave --int8 out") from None
