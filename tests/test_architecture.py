@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from compression.pruners.pruner import Pruner
+from compression.pruners.ranked import RankedPruner
+from compression.regularizers.grouped import GroupRegularizer
+from compression.regularizers.regularizer import Regularizer
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"utils": 1, "models": 2, "compression": 3, "benchmarks": 4}
 SCRIPT_FLOOR = 4
@@ -182,3 +187,10 @@ def test_a_script_starts_without_the_libraries_that_it_may_not_need(entry, tmp_p
     report = f"import sys; print(sorted(set({HEAVY}) & {{name.split('.')[0] for name in sys.modules}}))"
     done = python(tmp_path, "-c", f"import {', '.join(entry)}; {report}")
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("base", [Pruner, RankedPruner, Regularizer, GroupRegularizer])
+def test_a_method_that_leaves_something_out_is_not_made(base):
+    forgetful = type("Forgetful", (base,), {})
+    with pytest.raises(TypeError, match="abstract method"):
+        forgetful()

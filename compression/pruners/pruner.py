@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,12 +71,12 @@ class Decision:
 
 
 @dataclass
-class Pruner:
+class Pruner(ABC):
     """Base of all pruners: a dataclass whose fields are its arguments in a schedule (see ``utils.options``)."""
 
+    @abstractmethod
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the parameters that it prunes."""
-        raise NotImplementedError
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
         """Check that it can prune these weights, before anything is trained.
@@ -84,9 +85,9 @@ class Pruner:
             UserError: one does not fit.
         """
 
+    @abstractmethod
     def decide(self, task: PruningTask) -> Decision:
         """Say what stays."""
-        raise NotImplementedError
 
     def target(self, moment: Moment) -> float | None:
         """Return the sparsity that it aims at in an epoch, where that is known before; for the timeline."""

@@ -7,6 +7,7 @@ first whatever they score: they make nothing, and a mask that spared them would 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,13 +72,13 @@ class RankedPruner(Pruner):
         if self.kwargs and not any(STRUCTURES[self.kind(name)].by_shape for name in self.weights):
             raise UserError("block_shape is for group_type Blocks")
 
+    @abstractmethod
     def scores(self, task: PruningTask, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Return scores [structures] of some of the weights; the lowest go."""
-        raise NotImplementedError
 
+    @abstractmethod
     def level(self, name: str, task: PruningTask) -> float | Fraction:
         """Return the fraction of a weight's structures that go."""
-        raise NotImplementedError
 
     def parameters(self) -> tuple[str, ...]:
         return self.weights

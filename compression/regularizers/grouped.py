@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,9 +74,9 @@ class GroupRegularizer(Regularizer):
         ]
         return torch.stack(terms).sum()
 
+    @abstractmethod
     def term(self, name: str, groups: Tensor) -> Tensor:
         """Return a parameter's term without lambda, a scalar; ``groups`` is [structures, elements of each]."""
-        raise NotImplementedError
 
     def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.threshold_criteria is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from utils.options import choice, option
 
 
 @dataclass(kw_only=True)
-class Regularizer:
+class Regularizer(ABC):
     """Base of all regularizers: a dataclass whose fields are its arguments in a schedule (see ``utils.options``).
 
     Attributes:
@@ -21,13 +22,13 @@ class Regularizer:
 
     threshold_criteria: str | None = option(choice(None, "Max", "Mean_Abs"), None)
 
+    @abstractmethod
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the parameters that it acts on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the term, a scalar on the tape; ``weights`` are all parameters by name."""
-        raise NotImplementedError
 
     @property
     def thresholds(self) -> bool:
