@@ -253,9 +253,10 @@ def test_a_mask_is_set_after_the_preparation():
     assert torch.equal(layer.weight == 0, layer.float_weight == 0)
 
 
-def test_a_pruner_that_measures_filters_works_on_a_quantized_network():
+@pytest.mark.parametrize("name", ["ActivationMeanRankedFilterPruner", "FeatureMapRankFilterPruner"])
+def test_a_pruner_that_measures_filters_works_on_a_quantized_network(name):
     ranked = {
-        "class": "ActivationMeanRankedFilterPruner",
+        "class": name,
         "group_type": "Filters",
         "desired_sparsity": 0.5,
         "weights": ["layer1.?.conv1.weight"],
