@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from compression.exporting.arguments import ExportArguments
-from compression.exporting.exporting import Exported, load_subject, run_export
+from compression.exporting.exporting import Exported, load_traced, run_export
 from compression.exporting.measuring import Row
 from utils.arguments import parse, to_record
 from utils.errors import run_script
-from utils.runs import RunDirectory, write_json
-from utils.yaml_files import write_yaml
+from utils.files.runs import RunDirectory, write_json
+from utils.files.yaml_files import write_yaml
 
 SHOWN = 5  # names of layers
 
@@ -23,12 +23,12 @@ def main() -> None:
     a, given = parse(ExportArguments, "Write a classifier as files that run without this project.")
     if "weights" not in given:
         a = replace(a, weights=str(Path(__file__).resolve().parent / a.weights))
-    subject = load_subject(a)
+    classifier = load_traced(a)
     directory = RunDirectory.create(a.project, a.name, a.exist_ok)
     try:
         (directory.path / "results.json").unlink(missing_ok=True)  # of a run before, which it would no longer describe
         write_yaml(directory.path / "opt.yaml", to_record(a))
-        exported = run_export(a, subject, directory.path)
+        exported = run_export(a, classifier, directory.path)
         write_json(directory.path / "results.json", exported.to_dict())
     except BaseException:  # a file that was not measured is no result
         directory.discard()

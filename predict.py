@@ -8,16 +8,16 @@ from pathlib import Path
 import cv2
 
 from models.backends import open_backend, warm_up
-from models.exported import name_outputs_
+from models.backends.exported import name_outputs_
 from models.prediction import Prediction, predict, share_cores_
 from models.writers import PredictionWriter
 from utils.arguments import flag, parse
-from utils.datasets import load_data
+from utils.data.datasets import load_data
+from utils.data.sources import open_source
 from utils.distributed import select_device
 from utils.errors import UserError, run_script
-from utils.plots import annotate
-from utils.runs import RunDirectory
-from utils.sources import open_source
+from utils.files.runs import RunDirectory
+from utils.output.plots import annotate
 
 ROOT = Path(__file__).resolve().parent  # what the defaults of --weights and --source are relative to
 

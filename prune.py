@@ -9,17 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compression.arguments import PruneArguments
-from compression.criteria import CRITERIA
-from compression.plan import make_plan
-from compression.pruning import run_pruning
-from compression.pruning_report import comparison_text, groups_text, write_files
-from compression.subject import check_arguments, default_criterion, fixed_widths, group_rows, load_subject, shown_rates
+from compression.pruning.arguments import PruneArguments
+from compression.pruning.plan import make_plan
+from compression.pruning.report import comparison_text, groups_text, write_files
+from compression.pruning.run import run_pruning
+from compression.pruning.traced_classifier import check_arguments, default_criterion, fixed_widths, group_rows, load_traced, shown_rates
+from compression.scoring.criteria import CRITERIA
 from utils import distributed
 from utils.arguments import parse, to_record
 from utils.errors import run_script
-from utils.runs import RunDirectory, write_json
-from utils.yaml_files import write_yaml
+from utils.files.runs import RunDirectory, write_json
+from utils.files.yaml_files import write_yaml
 
 
 def main() -> None:
@@ -35,26 +35,29 @@ def main() -> None:
 def dry_run(a: PruneArguments) -> None:
     """Print the channel groups and, where they do not depend on scores, the widths."""
     check_arguments(a)
-    subject = load_subject(a)
-    widths = fixed_widths(a, subject)
-    print(f"{subject.spec.name} at {subject.spec.imgsz} px: {subject.profile.params:,} parameters, {subject.profile.macs:,} multiply-adds")
-    print(groups_text(subject, widths))
+    classifier = load_traced(a)
+    widths = fixed_widths(a, classifier)
+    print(
+        f"{classifier.spec.name} at {classifier.spec.imgsz} px: {classifier.profile.params:,} parameters, "
+        f"{classifier.profile.macs:,} multiply-adds"
+    )
+    print(groups_text(classifier, widths))
     results: dict[str, Any] = {
-        "params": [subject.profile.params, None],
-        "macs": [subject.profile.macs, None],
+        "params": [classifier.profile.params, None],
+        "macs": [classifier.profile.macs, None],
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
         "max_relative_difference": None,
-        "compress_rate": shown_rates(a, subject, widths or {}),
-        "criterion": a.criterion or default_criterion(subject.model),
+        "compress_rate": shown_rates(a, classifier, widths or {}),
+        "criterion": a.criterion or default_criterion(classifier.model),
         "tied_share": None,
         "rank_seconds": None,
-        "groups": group_rows(subject, widths),
+        "groups": group_rows(classifier, widths),
     }
     if widths is not None:
-        kept = make_plan(subject.graph, widths, {group.name: range(group.size) for group in subject.graph.groups}).kept
-        indices = subject.graph.indices(kept)
-        results["macs"][1] = subject.profile.macs - subject.graph.macs({}) + subject.graph.macs(kept, indices)
-        results["params"][1] = subject.graph.params(kept, list(dict(subject.model.named_parameters())), indices)
+        kept = make_plan(classifier.graph, widths, {group.name: range(group.size) for group in classifier.graph.groups}).kept
+        indices = classifier.graph.indices(kept)
+        results["macs"][1] = classifier.profile.macs - classifier.graph.macs({}) + classifier.graph.macs(kept, indices)
+        results["params"][1] = classifier.graph.params(kept, list(dict(classifier.model.named_parameters())), indices)
         print(f"compress_rate {results['compress_rate']}")
         for name in ("params", "macs"):
             before, after = results[name]
@@ -77,7 +80,7 @@ def run(a: PruneArguments) -> None:
         raise
     for note in outcome.notes:
         print(f"note   {note}")
-    print(groups_text(outcome.subject, {name: len(units) for name, units in outcome.plan.kept.items()}))
+    print(groups_text(outcome.classifier, {name: len(units) for name, units in outcome.plan.kept.items()}))
     print(f"\n{comparison_text(results)}")
     print(
         f"\nscored by {results['criterion']} in {results['rank_seconds']:.1f} s; {results['tied_share']:.1%} of the channels in cut "

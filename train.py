@@ -5,9 +5,9 @@ On several processes: torchrun --nproc_per_node 2 train.py ...
 
 from __future__ import annotations
 
-from compression.analysis import chosen_analysis, confusion_text
-from compression.arguments import TrainArguments
-from compression.compressor import ClassifierCompressor
+from compression.analysis.run import chosen_analysis, confusion_text
+from compression.training.arguments import TrainArguments
+from compression.training.compressor import ClassifierCompressor
 from utils import distributed
 from utils.arguments import parse
 from utils.errors import run_script

@@ -10,9 +10,9 @@ from models.validation import Measurement, load_for, measure
 from utils.arguments import flag, parse
 from utils.distributed import select_device
 from utils.errors import UserError, run_script
-from utils.metrics import per_class
-from utils.reports import report_evaluation
-from utils.runs import RunDirectory
+from utils.files.runs import RunDirectory
+from utils.measures.metrics import per_class
+from utils.output.reports import report_evaluation
 
 SHOWN_CLASSES = 100  # more are printed with --verbose only
 

@@ -22,18 +22,18 @@ import torch
 from torch import nn
 
 from benchmarks.reporting import report
-from compression.allocation import Budget, allocate
-from compression.channels import trace
-from compression.costs import macs_cost
-from compression.criteria import score
-from compression.cutting import relative_difference
-from compression.narrowing import spec_of
-from compression.plan import entries_of, make_plan
-from compression.surgery import shrink_
-from models import build
-from models.external import torchvision_names
-from models.widths import group_counts, resize_
-from utils.profile import count_macs
+from compression.pruning.allocation import Budget, allocate
+from compression.pruning.costs import macs_cost
+from compression.pruning.narrowing import spec_of
+from compression.pruning.plan import entries_of, make_plan
+from compression.pruning.surgery import shrink_
+from compression.scoring.criteria import score
+from compression.tracing.channels import trace
+from compression.tracing.cutting import relative_difference
+from models.networks import build
+from models.networks.external import torchvision_names
+from models.networks.widths import group_counts, resize_
+from utils.measures.profile import count_macs
 from utils.spec import ModelSpec
 
 SHARE = 0.6

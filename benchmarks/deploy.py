@@ -23,28 +23,28 @@ from typing import Any
 import torch
 
 from benchmarks.reporting import report
-from compression.allocation import Budget, allocate
-from compression.calibration import Calibration, sample
-from compression.channels import trace
-from compression.costs import macs_cost
-from compression.criteria import score
 from compression.exporting.exporting import CPU, EVALUATION_BATCH
 from compression.exporting.formats import FORMATS
 from compression.exporting.graphs import Source
 from compression.exporting.measuring import comparison_images, difference_of, make_row, size_of, times_of
-from compression.narrowing import spec_of
-from compression.plan import entries_of, make_plan
-from compression.surgery import shrink_
-from models import build
+from compression.pruning.allocation import Budget, allocate
+from compression.pruning.costs import macs_cost
+from compression.pruning.narrowing import spec_of
+from compression.pruning.plan import entries_of, make_plan
+from compression.pruning.surgery import shrink_
+from compression.scoring.calibration import Calibration, sample
+from compression.scoring.criteria import score
+from compression.tracing.channels import trace
 from models.backends import Backend, TorchBackend, open_backend
+from models.backends.metadata import Metadata
 from models.loading import Loaded, load_classifier
-from models.metadata import Metadata
+from models.networks import build
+from models.networks.widths import group_counts
 from models.validation import load_for, measure
-from models.widths import group_counts
+from utils.data.splits import ImageData
 from utils.errors import UserError, run_script
-from utils.profile import count_macs, example_input
+from utils.measures.profile import count_macs, example_input
 from utils.spec import ModelSpec
-from utils.splits import ImageData
 
 SHARE = 0.5  # of the multiply-adds that pruning leaves
 BATCHES = (1, 8)

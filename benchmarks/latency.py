@@ -14,14 +14,14 @@ from copy import deepcopy
 import torch
 
 from benchmarks.reporting import report
-from compression.allocation import Budget, allocate
-from compression.channels import trace
-from compression.costs import macs_cost
-from compression.cutting import apply_cut_, plan_cut
-from compression.plan import entries_of, make_plan
-from models import build
+from compression.pruning.allocation import Budget, allocate
+from compression.pruning.costs import macs_cost
+from compression.pruning.plan import entries_of, make_plan
+from compression.tracing.channels import trace
+from compression.tracing.cutting import apply_cut_, plan_cut
+from models.networks import build
 from utils.errors import UserError
-from utils.profile import count_macs, example_input, measure_latency
+from utils.measures.profile import count_macs, example_input, measure_latency
 from utils.spec import ModelSpec
 
 NETWORKS = {"resnet56": 32, "yolov5n-cls": 224, "yolov5s-cls": 224, "resnet50": 224}

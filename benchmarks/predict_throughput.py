@@ -24,13 +24,13 @@ import torch
 from torch import nn
 
 from benchmarks.reporting import report
-from models import build
 from models.backends import open_backend, warm_up
 from models.loading import load_classifier
+from models.networks import build
 from models.prediction import predict, share_cores_
-from utils.checkpoint import save_checkpoint
-from utils.images import READ_MARGIN, preprocess, read_image
-from utils.sources import open_source
+from utils.data.images import READ_MARGIN, preprocess, read_image
+from utils.data.sources import open_source
+from utils.files.checkpoint import save_checkpoint
 from utils.spec import ModelSpec
 
 ROOT = Path(__file__).resolve().parent.parent

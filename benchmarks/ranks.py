@@ -26,18 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reporting import report
-from compression.calibration import Calibration, sample
-from compression.channels import trace
-from compression.criteria import Scored, score
-from compression.graph import ChannelGraph
-from compression.maps import PASS, find_taps, measure_images, show_maps
-from compression.plan import entries_of, widths_of_rates
-from compression.rates import parse_rates
-from compression.spectra import spectrum_scores
-from compression.tracing import evaluating
-from models import build
+from compression.pruning.plan import entries_of, widths_of_rates
+from compression.pruning.rates import parse_rates
+from compression.scoring.calibration import Calibration, sample
+from compression.scoring.criteria import NetworkScores, score
+from compression.scoring.feature_maps import PASS, find_taps, measure_images, show_maps
+from compression.scoring.singular_values import spectrum_scores
+from compression.tracing.channels import trace
+from compression.tracing.graph import ChannelGraph
+from compression.tracing.tracer import evaluating
 from models.loading import load_classifier
-from utils.datasets import load_data
+from models.networks import build
+from utils.data.datasets import load_data
 from utils.spec import ModelSpec
 
 RATES = {"resnet56": "[0.]+[0.15]*2+[0.4]*27"}
@@ -113,7 +113,7 @@ def identical_share(model: nn.Module, graph: ChannelGraph, calibration: Calibrat
     return equal / sum(ranks.numel() for ranks in plain.values())
 
 
-def same_kept(whole: Scored, early: Scored, widths: dict[str, int]) -> float:
+def same_kept(whole: NetworkScores, early: NetworkScores, widths: dict[str, int]) -> float:
     """Return the share of the kept units, of all groups that are cut, that both keep."""
     common = total = 0
     for name, width in widths.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.cifar10 import RECIPES, ROOT, run, test_top1
 from benchmarks.reporting import report
-from utils.checkpoint import read_tensor_file
+from utils.files.checkpoint import read_tensor_file
 
 SCHEDULE = ROOT / "data" / "schedules" / "resnet56_filters_l1.yaml"
 DISTILLED = ["--kd-temp", "4", "--kd-dw", "0.7", "--kd-sw", "0.3"]

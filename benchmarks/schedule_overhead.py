@@ -20,11 +20,11 @@ import torch
 import yaml
 
 from benchmarks.reporting import report
-from compression.arguments import TrainArguments
-from compression.compressor import ClassifierCompressor
-from compression.schedule.teaching import ScheduledDistillation
-from utils.engine import Run, train_step
-from utils.hooks import Hook
+from compression.schedule.distillation_policy import DistillationPolicy
+from compression.training.arguments import TrainArguments
+from compression.training.compressor import ClassifierCompressor
+from utils.loop.engine import Run, train_step
+from utils.loop.hooks import Hook
 
 WEIGHTS = ["layer*.conv*.weight"]
 WINDOW = {"starting_epoch": 0, "ending_epoch": 10, "frequency": 1}
@@ -84,7 +84,7 @@ class Bench:
         for hook in self.hooks:
             hook.on_epoch_begin(self.run)
         scheduler = self.compressor.scheduler
-        for teaching in [p for p in (scheduler.policies if scheduler else []) if isinstance(p, ScheduledDistillation)]:
+        for teaching in [p for p in (scheduler.policies if scheduler else []) if isinstance(p, DistillationPolicy)]:
             teaching.teacher = self._timed(teaching.teacher)
 
     def _timed(self, teacher: Any) -> Any:

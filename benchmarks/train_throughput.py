@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from benchmarks.reporting import report
-from compression.arguments import TrainArguments
-from compression.compressor import ClassifierCompressor
-from models import build
-from utils.engine import Run, classifier, evaluate, train_step
-from utils.optim import LearningRate
-from utils.precision import Precision
+from compression.training.arguments import TrainArguments
+from compression.training.compressor import ClassifierCompressor
+from models.networks import build
+from utils.loop.engine import Run, classifier, evaluate, train_step
+from utils.loop.optim import LearningRate
+from utils.loop.precision import Precision
 
 IMGSZ, BATCH, LR0, SMOOTHING = 64, 64, 1e-3, 0.1
 

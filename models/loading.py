@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import ARCHITECTURES, build, resolve_model
+from models.networks import ARCHITECTURES, build, resolve_model
+from models.networks.widths import group_counts, resize_
 from models.quantized import prepare_
-from models.widths import group_counts, resize_
-from utils import inert
-from utils.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.errors import UserError
+from utils.files import pickled_tensors
+from utils.files.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.modes import eval_mode
 from utils.spec import ModelSpec
 
@@ -278,15 +278,15 @@ def default_size(name: str) -> int:
 def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
     """Take the tensors and class names out of an official YOLOv5 classifier, none of whose code is run."""
     try:
-        content = inert.read_inert(path)
+        content = pickled_tensors.read_pickled(path)
         candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
-        return _from_module(next(value for value in candidates if inert.is_module(value)), path)
+        return _from_module(next(value for value in candidates if pickled_tensors.is_module(value)), path)
     except Exception:  # what a hostile file holds can be of any shape
         raise refusal from None
 
 
 def _from_module(module: Any, path: Path) -> WeightsFile:
-    state = {name: value.float() if value.is_floating_point() else value for name, value in inert.module_tensors(module).items()}
+    state = {name: value.float() if value.is_floating_point() else value for name, value in pickled_tensors.module_tensors(module).items()}
     name, num_classes, channels = identify(state, path), _num_outputs(state, path), _num_inputs(state)
     names = module.state.get("names")
     names = [names.get(i) for i in range(num_classes)] if isinstance(names, dict) else names
@@ -294,6 +294,6 @@ def _from_module(module: Any, path: Path) -> WeightsFile:
     spec = ModelSpec(name, num_classes, channels=channels, class_names=tuple(names) if named else ())
     with torch.device("meta"):
         built = {key: layer.eps for key, layer in build(spec).named_modules() if isinstance(layer, nn.BatchNorm2d)}
-    stored = inert.module_values(module, "eps")
+    stored = pickled_tensors.module_values(module, "eps")
     differing = {key: float(stored[key]) for key, eps in built.items() if key in stored and stored[key] != eps}
     return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named)

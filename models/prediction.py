@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from models.backends import Backend
-from utils.images import READ_MARGIN, Image, UnreadableImage, preprocess
-from utils.sources import Item, Source
+from utils.data.images import READ_MARGIN, Image, UnreadableImage, preprocess
+from utils.data.sources import Item, Source
 
 READ_AHEAD = 2  # batches
 

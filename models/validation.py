@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from models.backends import Backend, warm_up
-from models.exported import name_outputs_
-from utils.datasets import load_data, with_validation
-from utils.engine import evaluate
-from utils.images import preprocess
-from utils.loaders import EvalOrder, SplitDataset, choose_workers, make_loader
-from utils.metrics import Evaluation
+from models.backends.exported import name_outputs_
+from utils.data.datasets import load_data, with_validation
+from utils.data.images import preprocess
+from utils.data.loaders import EvalOrder, SplitDataset, choose_workers, make_loader
+from utils.data.splits import ImageData
+from utils.loop.engine import evaluate
+from utils.measures.metrics import Evaluation
 from utils.spec import ModelSpec
-from utils.splits import ImageData
 
 
 @dataclass(frozen=True)

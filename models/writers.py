@@ -12,11 +12,11 @@ from typing import Any
 import cv2
 
 from models.prediction import Prediction
-from utils.checkpoint import write_text
+from utils.data.images import UnreadableImage
 from utils.errors import UserError
-from utils.images import UnreadableImage
-from utils.plots import annotate, write_image
-from utils.runs import write_json
+from utils.files.checkpoint import write_text
+from utils.files.runs import write_json
+from utils.output.plots import annotate, write_image
 
 WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

@@ -51,7 +51,7 @@ class Launch:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["compression.compressor", "torch.utils.tensorboard", "torch._dynamo", "thop", "pandas", "matplotlib.backends.backend_agg"]
+        ["compression.training.compressor", "torch.utils.tensorboard", "torch._dynamo", "thop", "pandas", "matplotlib.backends.backend_agg"]
     )
 
     def __init__(self, folder: Path, name: str, target: Callable[..., None], *arguments: object, world: int = 1) -> None:

@@ -9,11 +9,11 @@ import inspect
 
 import torch
 
-from compression.learning_rates import schedulers
-from compression.pruners import PRUNERS
-from compression.regularizers import REGULARIZERS
+from compression.schedule.learning_rates import schedulers
 from compression.schedule.policies import PruningOptions
+from compression.schedule.pruners import PRUNERS
 from compression.schedule.reading import SECTIONS
+from compression.schedule.regularizers import REGULARIZERS
 from compression.schedule.windows import KEYS
 
 # fmt: off

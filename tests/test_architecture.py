@@ -12,15 +12,48 @@ from pathlib import Path
 
 import pytest
 
-from compression.pruners.pruner import Pruner
-from compression.pruners.ranked import RankedPruner
-from compression.regularizers.grouped import GroupRegularizer
-from compression.regularizers.regularizer import Regularizer
+from compression.schedule.pruners.pruner import Pruner
+from compression.schedule.pruners.ranked import RankedPruner
+from compression.schedule.regularizers.grouped import GroupRegularizer
+from compression.schedule.regularizers.regularizer import Regularizer
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {"utils": 1, "models": 2, "compression": 3, "benchmarks": 4}
-SCRIPT_FLOOR = 4
-SOURCES = sorted(path.relative_to(ROOT) for pattern in ("*.py", *(f"{floor}/**/*.py" for floor in FLOORS)) for path in ROOT.glob(pattern))
+# The rooms from the ground up: a room imports only from rooms above it in this table. A room is a folder, or a file beside folders.
+ROOMS = {
+    "utils/errors.py": "errors that a user can mend",
+    "utils/modes.py": "eval mode for a while",
+    "utils/arguments.py": "command lines from dataclasses",
+    "utils/options.py": "options that a YAML file describes",
+    "utils/spec.py": "what a classifier is, as plain data",
+    "utils/distributed.py": "several processes as one",
+    "utils/files": "checkpoints, YAML files, run folders",
+    "utils/measures": "metrics, multiply-adds",
+    "utils/data": "image files to batches",
+    "utils/loop": "fit and evaluate, hooks, optimizer, EMA, precision",
+    "utils/output": "logs, plots, reports",
+    "models/quantized": "quantized modules",
+    "models/networks": "the networks, and their widths",
+    "models/loading.py": "weights of any origin into a network",
+    "models/backends": "one file a runtime",
+    "models/validation.py": "any classifier's file on a split",
+    "models/prediction.py": "images to classes",
+    "models/writers.py": "what a prediction run saves",
+    "compression/tracing": "which channels belong together, and the proofs",
+    "compression/scoring": "which channels matter",
+    "compression/pruning": "how much goes, and the cut",
+    "compression/statistics": "what is looked at and changes nothing",
+    "compression/structures.py": "filters, channels, rows, blocks of a weight",
+    "compression/distillation": "losses, teacher",
+    "compression/quantizers": "one file a quantizer",
+    "compression/schedule": "a YAML file over the epochs",
+    "compression/exporting": "files that run without this project",
+    "compression/training": "the run behind train.py",
+    "compression/analysis": "what train.py does instead of training",
+}
+PACKAGES = ("utils", "models", "compression")
+SOURCES = sorted(
+    path.relative_to(ROOT) for pattern in ("*.py", *(f"{top}/**/*.py" for top in (*PACKAGES, "benchmarks"))) for path in ROOT.glob(pattern)
+)
 HEAVY = ("torchvision", "timm", "pandas", "matplotlib", "tensorboard", "tensorflow", "thop", "yaml", "scipy", "PIL")
 
 
@@ -36,8 +69,18 @@ def tree(path):
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-def floor(module):
-    return FLOORS.get(module.split(".")[0], SCRIPT_FLOOR)
+def room(module):
+    """The folder of a module within its package, or its own file where it lies beside the folders."""
+    path = MODULES[module]
+    return "/".join(path.parts[:2]) if len(path.parts) > 2 else path.as_posix()
+
+
+def in_packages(modules):
+    return {
+        module
+        for module in modules
+        if MODULES[module].parts[0] in PACKAGES and len(MODULES[module].parts) + (MODULES[module].name != "__init__.py") > 2
+    }
 
 
 @cache
@@ -76,21 +119,47 @@ def find_cycle(graph):
 
 
 def test_the_reader_of_imports_sees_all_of_them():
-    assert {"utils", "utils.errors", "models", "models.layers", "compression.compressor", "train", "val", "predict"} <= set(MODULES)
-    assert {"models.external", "models.yolo", "utils.spec"} <= imports("models")  # models.external is imported in a function
+    assert {
+        "utils",
+        "utils.errors",
+        "models",
+        "models.networks.layers",
+        "compression.training.compressor",
+        "train",
+        "val",
+        "predict",
+    } <= set(MODULES)
+    assert {"models.networks.external", "models.networks.yolo", "utils.spec"} <= imports("models.networks")  # the first in a function
     assert "utils.distributed" in imports("train")  # from utils import distributed
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
-def test_a_file_imports_from_its_own_package_and_the_floors_below_only():
+def test_every_file_lies_in_a_room_of_the_table():
+    assert {room(module) for module in in_packages(MODULES)} == set(ROOMS)
+
+
+def test_a_room_imports_only_from_rooms_above_it_in_the_table():
+    """Rooms that are in such an order have no cycle between them."""
+    order = list(ROOMS)
     climbing = {
         f"{module} -> {other}"
-        for module in MODULES
-        for other in imports(module)
-        if floor(other) > floor(module) or (floor(other) == floor(module) and other.split(".")[0] != module.split(".")[0])
+        for module in in_packages(MODULES)
+        for other in in_packages(imports(module))
+        if order.index(room(other)) > order.index(room(module))
     }
     assert climbing == set()
+
+
+def test_packages_import_no_script_and_no_benchmark():
+    outside = set(MODULES) - in_packages(MODULES) - set(PACKAGES)
+    assert {f"{module} -> {other}" for module in in_packages(MODULES) for other in imports(module) & outside} == set()
+
+
+def test_a_package_lists_its_rooms_and_few_files_beside_them():
+    beside = {top: sorted(path.name for path in (ROOT / top).glob("*.py") if path.name != "__init__.py") for top in PACKAGES}
+    assert beside["compression"] == ["structures.py"]
+    assert all(len(files) <= 6 for files in beside.values())
 
 
 def test_scripts_are_imported_by_nobody():
@@ -125,7 +194,7 @@ def test_every_public_function_and_class_says_what_it_does():
     bare = []
     for path in SOURCES:
         bare += [str(path)] if ast.get_docstring(tree(path)) is None else []
-        if path.parts[0] not in ("utils", "models", "compression"):
+        if path.parts[0] not in PACKAGES:
             continue
         for node in tree(path).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_") and not ast.get_docstring(node):
@@ -181,7 +250,7 @@ def test_importing_any_module_changes_nothing_and_prints_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "entry", [["models.backends", "models.prediction", "models.writers", "utils.sources"], ["predict", "val"], ["train"]]
+    "entry", [["models.backends", "models.prediction", "models.writers", "utils.data.sources"], ["predict", "val"], ["train"]]
 )
 def test_a_script_starts_without_the_libraries_that_it_may_not_need(entry, tmp_path):
     report = f"import sys; print(sorted(set({HEAVY}) & {{name.split('.')[0] for name in sys.modules}}))"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import predict
 import val
-from compression.arguments import PruneArguments, TrainArguments
 from compression.exporting.arguments import ExportArguments
+from compression.pruning.arguments import PruneArguments
+from compression.training.arguments import TrainArguments
 from tests.conftest import ROOT
 from utils.arguments import flag_table
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from models.resnet import PadShortcut
+from models.networks.resnet import PadShortcut
 
 ZOO: dict[str, type[nn.Module]] = {}
 SHAPES: dict[str, tuple[int, ...]] = {}  # inputs other than [1, 3, 8, 8]

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from models.exported import optional_module
-from models.onnx_backend import open_session
-from models.openvino_backend import compile_model, find_xml, read_model
+from models.backends.exported import optional_module
+from models.backends.onnx import open_session
+from models.backends.openvino import compile_model, find_xml, read_model
 
 # onnxruntime's operators that multiply 8-bit numbers; what it could not fuse stays Conv, Gemm or MatMul in float32.
 INT8_OPERATORS = frozenset(

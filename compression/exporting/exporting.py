@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compression.calibration import sample
 from compression.exporting.arguments import ExportArguments, check_arguments
 from compression.exporting.formats import FORMATS, QUANTIZABLE
 from compression.exporting.graphs import Source
 from compression.exporting.learned import is_linear, learned_ranges
 from compression.exporting.measuring import TOLERANCE, Row, choose, comparison_images, difference_of, make_row, measure_latencies
+from compression.scoring.calibration import sample
 from models.backends import Backend, TorchBackend, is_exported, open_backend, warm_up
+from models.backends.metadata import RECORDED, Metadata
 from models.loading import load_classifier
-from models.metadata import RECORDED, Metadata
 from models.quantized import is_quantized, plain_copy, rounded_copy
 from models.validation import load_for, measure
+from utils.data.splits import ImageData
 from utils.errors import UserError
-from utils.splits import ImageData
 
 COMPARED = 16  # images
 EVALUATION_BATCH = 128
@@ -52,7 +52,7 @@ class Exported:
 
 
 @dataclass
-class Subject:
+class TracedClassifier:
     """What is exported, and what it is measured with.
 
     Attributes:
@@ -76,7 +76,7 @@ class Subject:
         return measure(backend, self.data, "val", EVALUATION_BATCH, self.workers, CPU).evaluation.top1
 
 
-def load_subject(a: ExportArguments) -> Subject:
+def load_traced(a: ExportArguments) -> TracedClassifier:
     """Check the flags, and load the classifier and the images; nothing is written.
 
     Raises:
@@ -114,10 +114,10 @@ def load_subject(a: ExportArguments) -> Subject:
         # Linear grids are for int8 files; other weights are rounded once and for all, activations as the network does.
         model = plain_copy(model).eval() if is_linear(model) else rounded_copy(model)
         in_float = TorchBackend(replace(loaded, model=deepcopy(model), notes=[]), CPU, imgsz=a.imgsz)
-    return Subject(reference, in_float, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
+    return TracedClassifier(reference, in_float, Source(model, metadata, a.opset, calibration, learned), data, compared, a.workers)
 
 
-def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
+def run_export(a: ExportArguments, classifier: TracedClassifier, folder: Path) -> Exported:
     """Write the files into a folder, run each, and choose.
 
     Raises:
@@ -129,24 +129,24 @@ def run_export(a: ExportArguments, subject: Subject, folder: Path) -> Exported:
     for name in formats:
         for precision in precisions:
             path = folder / f"{stem}{'' if precision == 'fp32' else f'_{precision}'}{FORMATS[name].suffix}"
-            FORMATS[name].write(subject.source, precision, path)
+            FORMATS[name].write(classifier.source, precision, path)
             paths[name, precision] = path
     backends = {key: open_backend(str(path), CPU) for key, path in paths.items()}
-    rounded, plain = (backend.logits(subject.compared) for backend in (subject.reference, subject.in_float))
-    softmax = subject.source.metadata.softmax
-    quantized = is_quantized(subject.reference.model)
-    eager_ms, *latencies = measure_latencies([subject.reference, *backends.values()], subject.compared[:1])
-    eager = {"precision": "quantized" if quantized else "fp32", "top1": subject.top1(subject.reference), "latency_ms": eager_ms}
-    exported = Exported(eager, notes=list(subject.reference.notes))
-    if quantized and not is_quantized(subject.source.model) and is_linear(subject.reference.model):
+    rounded, plain = (backend.logits(classifier.compared) for backend in (classifier.reference, classifier.in_float))
+    softmax = classifier.source.metadata.softmax
+    quantized = is_quantized(classifier.reference.model)
+    eager_ms, *latencies = measure_latencies([classifier.reference, *backends.values()], classifier.compared[:1])
+    eager = {"precision": "quantized" if quantized else "fp32", "top1": classifier.top1(classifier.reference), "latency_ms": eager_ms}
+    exported = Exported(eager, notes=list(classifier.reference.notes))
+    if quantized and not is_quantized(classifier.source.model) and is_linear(classifier.reference.model):
         exported.notes.append("the network was trained quantized; fp32 files hold its weights and activations without that rounding")
     for ((name, precision), backend), latency in zip(backends.items(), latencies, strict=True):
         path, logits = paths[name, precision], rounded if precision == "int8" else plain
         # Also alone: a graph that is right for one number of images may be wrong for another.
-        difference = max(difference_of(logits[:n], backend.logits(subject.compared[:n]), softmax) for n in (1, len(logits)))
-        audit = FORMATS[name].audit(subject.source, path)
-        tolerance = ROUNDING_TOLERANCE if is_quantized(subject.source.model) else TOLERANCE
-        row = make_row(name, precision, path, subject.top1(backend), latency, difference, audit, tolerance)
+        difference = max(difference_of(logits[:n], backend.logits(classifier.compared[:n]), softmax) for n in (1, len(logits)))
+        audit = FORMATS[name].audit(classifier.source, path)
+        tolerance = ROUNDING_TOLERANCE if is_quantized(classifier.source.model) else TOLERANCE
+        row = make_row(name, precision, path, classifier.top1(backend), latency, difference, audit, tolerance)
         exported.rows.append(row)
         if precision == "fp16" and latency > eager_ms:
             exported.notes.append(f"{name}: fp16 is slower on this CPU than fp32 in torch ({latency:.2f} against {eager_ms:.2f} ms)")

@@ -13,10 +13,10 @@ import torch
 from compression.exporting.audit import Audit, audit_onnx, audit_openvino, audit_torch
 from compression.exporting.graphs import Source, describe_, layers_of, to_torchscript
 from compression.exporting.quantizing import import_nncf, quantize_onnx, quantize_openvino
-from models.exported import optional_module
-from models.metadata import KEY, TORCHSCRIPT_FILE, Metadata
-from models.openvino_backend import find_xml, read_model
-from utils.checkpoint import atomic_write
+from models.backends.exported import optional_module
+from models.backends.metadata import KEY, TORCHSCRIPT_FILE, Metadata
+from models.backends.openvino import find_xml, read_model
+from utils.files.checkpoint import atomic_write
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.calibration import Calibration
 from compression.exporting.learned import Learned
-from models.exported import one_line, optional_module
-from models.metadata import KEY, Metadata
+from compression.scoring.calibration import Calibration
+from models.backends.exported import one_line, optional_module
+from models.backends.metadata import KEY, Metadata
 from utils.errors import UserError
 from utils.spec import ModelSpec
 

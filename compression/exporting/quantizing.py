@@ -18,7 +18,7 @@ import torch
 
 from compression.exporting.graphs import ONNX_LAYERS, Source, layers_of, quiet
 from compression.exporting.learned import Learned
-from models.exported import one_line, optional_module
+from models.backends.exported import one_line, optional_module
 from utils.errors import UserError
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compression.activations import ChannelSums
 from compression.quantizers.clipping import Spread
 from compression.quantizers.layout import LAYERS
+from compression.statistics.activations import ChannelSums
 from utils.errors import UserError
+from utils.files.yaml_files import read_yaml, write_yaml
 from utils.modes import observed
 from utils.options import Place, mapping, number
-from utils.yaml_files import read_yaml, write_yaml
 
 
 def measure_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Spread]:

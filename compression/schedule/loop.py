@@ -27,15 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compression.calibration import Calibration
-from compression.narrowing import spec_of
+from compression.pruning.narrowing import spec_of
 from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.scheduler import CompressionScheduler, report_on_main
+from compression.scoring.calibration import Calibration
+from models.networks.widths import group_counts, resize_
 from models.quantized import weights_by_name
-from models.widths import group_counts, resize_
-from utils.ema import EMA
-from utils.hooks import LoopState
-from utils.metrics import Evaluation
+from utils.loop.ema import EMA
+from utils.loop.hooks import LoopState
+from utils.measures.metrics import Evaluation
 from utils.spec import ModelSpec
 
 BATCH = 32

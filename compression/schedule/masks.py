@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.cutting import Cut
+from compression.tracing.cutting import Cut
 from models.quantized import weights_by_name
-from utils.hooks import LoopState
+from utils.loop.hooks import LoopState
 
 
 class Masks:

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.learning_rates import Plateau
-from compression.pruners.pruner import Decision, Moment, Pruner, PruningTask
-from compression.regularizers.regularizer import Regularizer
-from compression.schedule.evidence import Evidence
+from compression.schedule.learning_rates import Plateau
 from compression.schedule.masks import Masks
+from compression.schedule.measurements import Measurements
+from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
+from compression.schedule.regularizers.regularizer import Regularizer
 from compression.schedule.windows import Window
 from models.quantized import weights_by_name
 from utils import distributed
+from utils.data.loaders import mix_seed
 from utils.errors import UserError
-from utils.hooks import Hook, LoopState
-from utils.loaders import mix_seed
+from utils.loop.hooks import Hook, LoopState
 from utils.options import boolean, by_parameter, integer, number, option, optional
 
 
@@ -77,13 +77,15 @@ class RegularizingOptions:
 class PruningPolicy(Hook):
     """Asks a pruner at the beginning of each of its epochs, or every so many batches."""
 
-    def __init__(self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, evidence: Evidence) -> None:
+    def __init__(
+        self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, measurements: Measurements
+    ) -> None:
         if options.levels is not None:
             if not hasattr(pruner, "levels"):
                 raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
             pruner = replace(pruner, levels=options.levels)  # type: ignore[call-arg]  # another policy may use the file's
         self.name, self.pruner, self.window, self.options = name, pruner, window, options
-        self.masks, self.evidence = masks, evidence
+        self.masks, self.measurements = masks, measurements
 
     def check(self) -> None:
         """Check that the pruner can prune the network as it is now.
@@ -91,7 +93,7 @@ class PruningPolicy(Hook):
         Raises:
             UserError: it can't.
         """
-        self.pruner.check({key: parameter.detach() for key, parameter in weights_by_name(self.evidence.model).items()})
+        self.pruner.check({key: parameter.detach() for key, parameter in weights_by_name(self.measurements.model).items()})
 
     def reached(self, epochs: int) -> int:
         """Return the epoch at which its target is reached in a run of so many epochs; -1 where it has none."""
@@ -137,10 +139,10 @@ class PruningPolicy(Hook):
             weights=weights,
             masks=self.masks.values,
             generator=generator,
-            filter_scores=self.evidence.filter_scores,
-            gradients=self.evidence.gradients,
+            filter_scores=self.measurements.filter_scores,
+            gradients=self.measurements.gradients,
             model=run.model,
-            images=self.evidence.images,
+            images=self.measurements.images,
         )
         with torch.no_grad():
             decision = agreed(self.pruner.decide(task))

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compression.learning_rates import PLATEAU, Plateau, check_class, learning_rates
-from compression.pruners import PRUNERS
 from compression.quantizers import QUANTIZERS, Quantizer
-from compression.regularizers import REGULARIZERS
+from compression.schedule.distillation_policy import KnowledgeDistillation
+from compression.schedule.learning_rates import PLATEAU, Plateau, check_class, learning_rates
 from compression.schedule.policies import PruningOptions, RegularizingOptions
-from compression.schedule.teaching import KnowledgeDistillation
+from compression.schedule.pruners import PRUNERS
+from compression.schedule.regularizers import REGULARIZERS
+from compression.schedule.thinning import EXTENSIONS
 from compression.schedule.windows import KEYS, Window, read_window
-from compression.thinning import EXTENSIONS
 from utils.errors import UserError, nearest
+from utils.files.yaml_files import read_yaml
 from utils.options import Place, build, mapping, one_line, shown
-from utils.yaml_files import read_yaml
 
 VERSION = 1
 LONGEST_NAME = 100  # of an instance; its messages and tables stay readable

@@ -7,20 +7,20 @@ from typing import Any
 
 from torch import Tensor
 
-from compression.calibration import Calibration
-from compression.distillation import DistillationLossWeights, load_teacher
-from compression.schedule.evidence import Evidence, dead_units, followers_of
+from compression.distillation.losses import DistillationLossWeights, load_teacher
+from compression.schedule.distillation_policy import DistillationPolicy
 from compression.schedule.masks import Masks
+from compression.schedule.measurements import Measurements, dead_units, followers_of
 from compression.schedule.policies import LearningRatePolicy, PruningPolicy, RegularizationPolicy
-from compression.schedule.quantizing import QuantizationPolicy, check_order
+from compression.schedule.quantization_policy import QuantizationPolicy, check_order
 from compression.schedule.reading import Entry, Schedule
-from compression.schedule.teaching import ScheduledDistillation
+from compression.schedule.thinning import FilterRemover, ThinningPolicy
 from compression.schedule.timeline import warnings
-from compression.thinning import FilterRemover, ThinningPolicy
+from compression.scoring.calibration import Calibration
 from models.quantized import is_quantized, weights_by_name
 from utils import distributed
 from utils.errors import UserError
-from utils.hooks import Hook, LoopState
+from utils.loop.hooks import Hook, LoopState
 
 
 def report_on_main(line: str) -> None:
@@ -55,7 +55,7 @@ class CompressionScheduler(Hook):
     ) -> None:
         self.schedule, self.report, self.epochs = schedule, report, run.epochs
         self.masks = Masks()
-        self.evidence = Evidence(run.model, calibration, run.seed)
+        self.measurements = Measurements(run.model, calibration, run.seed)
         self.policies = [self._checked(entry, run) for entry in schedule.entries]
         check_order(self.policies, run.epochs)
         self.ended: set[int] = set()
@@ -73,7 +73,7 @@ class CompressionScheduler(Hook):
 
     def _make(self, entry: Entry, run: LoopState) -> Any:
         if entry.kind == "pruner":
-            policy = PruningPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks, self.evidence)
+            policy = PruningPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks, self.measurements)
             if not run.plan:  # of a network that was cut, a policy may have done its work before; it checks when it acts
                 policy.check()
             return policy
@@ -83,19 +83,19 @@ class CompressionScheduler(Hook):
             initial = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
             return LearningRatePolicy(entry.name, entry.instance.of(initial, run.epochs), entry.window)
         if entry.kind == "extension":
-            return ThinningPolicy(entry.name, entry.instance.role, entry.window, self.masks, self.evidence, self.report)
+            return ThinningPolicy(entry.name, entry.instance.role, entry.window, self.masks, self.measurements, self.report)
         if entry.kind == "quantizer":
-            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, lambda: self.evidence.examples, self.report)
+            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, lambda: self.measurements.examples, self.report)
         if entry.kind == "distiller":
             return self._teaching(entry, run)
         raise UserError(f"this version has no {entry.kind}")
 
-    def _teaching(self, entry: Entry, run: LoopState) -> ScheduledDistillation:
+    def _teaching(self, entry: Entry, run: LoopState) -> DistillationPolicy:
         if run.spec is None:
             raise UserError("to load a teacher, the student's specification must be known; pass it as spec")
         teacher = load_teacher(entry.instance.flags(), run.spec, next(run.model.parameters()).device)
         weights = DistillationLossWeights(entry.instance.distill_wt, entry.instance.student_wt, entry.instance.teacher_wt)
-        return ScheduledDistillation(entry.name, entry.window, run.model, teacher, entry.instance.temperature, weights)
+        return DistillationPolicy(entry.name, entry.window, run.model, teacher, entry.instance.temperature, weights)
 
     def active(self, run: LoopState) -> Sequence[Any]:
         """Return the policies whose window holds the current epoch."""
@@ -107,7 +107,7 @@ class CompressionScheduler(Hook):
 
     def describe(self) -> list[str]:
         """Return lines that say what acts when, which parameters each pattern matched, and what to beware of."""
-        teachers = [policy for policy in self.policies if isinstance(policy, ScheduledDistillation)]
+        teachers = [policy for policy in self.policies if isinstance(policy, DistillationPolicy)]
         notes = [f"{policy.name}: {note}" for policy in teachers for note in policy.teacher.notes]
         return [*self.schedule.describe(), *notes, *warnings(self.schedule, self.epochs)]
 
@@ -165,7 +165,7 @@ class CompressionScheduler(Hook):
             return
         parameters = weights_by_name(run.model)
         alive = {name: plain.get(name, tensor.new_ones(())).expand_as(tensor) != 0 for name, tensor in run.model.state_dict().items()}
-        masks = followers_of(self.evidence.graph, dead_units(self.evidence.graph, alive, "producer"), parameters)
+        masks = followers_of(self.measurements.graph, dead_units(self.measurements.graph, alive, "producer"), parameters)
         self.masks.set_(run, {name: mask * self.masks.values.get(name, mask) for name, mask in masks.items()})
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,8 +180,8 @@ class CompressionScheduler(Hook):
         names = [policy.name for policy in self.policies]
         if state["names"] != names:
             raise UserError(f"the run's schedule has the policies {', '.join(state['names'])}, the file now has {', '.join(names)}")
-        self.evidence.forget_graph()
-        self.masks.load_state_dict(state["masks"], self.evidence.model)
+        self.measurements.forget_graph()
+        self.masks.load_state_dict(state["masks"], self.measurements.model)
         for policy, values in zip(self.policies, state["policies"], strict=True):
             policy.load_state_dict(values)
         self.ended = set(state["ended"])

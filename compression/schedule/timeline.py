@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compression.learning_rates import Plateau
-from compression.pruners.pruner import Moment
+from compression.schedule.learning_rates import Plateau
+from compression.schedule.pruners.pruner import Moment
 from compression.schedule.reading import Rates, Schedule
 
 

@@ -1,0 +1,202 @@
+"""From a budget to widths: uniformly, or where it costs least damage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compression.pruning.costs import Cost, Widths
+from compression.pruning.plan import Entry, make_plan
+from compression.scoring.calibration import Calibration
+from compression.tracing.cutting import mask_
+from compression.tracing.graph import ChannelGraph
+from utils.errors import UserError
+
+ALLOCATIONS = ("uniform", "sensitivity")
+PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
+MIN_STEPS = 24  # an entry's way from whole to nothing takes at least so many steps, where it has that many channels
+
+Damage = Callable[[int, float], float]  # (entry, kept share) -> damage
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a network may cost.
+
+    Attributes:
+        cost: of widths.
+        share: of the dense network's cost that may stay.
+        name: "macs" or "params".
+    """
+
+    cost: Cost
+    share: float
+    name: str
+
+    @property
+    def limit(self) -> float:
+        """The most that may be spent."""
+        return self.share * self.cost(self.cost.full)
+
+
+def allowed_widths(entry: Entry, round_to: int, min_channels: int) -> list[int]:
+    """Return the numbers of units that an entry may keep, ascending; whole is always one of them.
+
+    Args:
+        entry: groups that share a width.
+        round_to: channels (not units) are kept in multiples of this.
+        min_channels: the fewest that are kept.
+    """
+    size, per_unit = entry[0].size, max(entry[0].channels // entry[0].size, 1)
+    step = round_to // math.gcd(round_to, per_unit)
+    least = max(math.ceil(min_channels / per_unit), *(len(group.fixed) for group in entry), 1)
+    return [*(width for width in range(step, size, step) if width >= least), size]
+
+
+def allocate(
+    graph: ChannelGraph, entries: Sequence[Entry], budget: Budget, round_to: int, min_channels: int, damage: Damage | None
+) -> dict[str, int]:
+    """Choose widths whose cost is within a budget, and as close to it as the widths allow.
+
+    Channels go step by step, each time where the damage is least for what it saves (without ``damage``: where the
+    largest share still stands, so that all shrink alike); at the end what still fits comes back, the other way round.
+
+    Raises:
+        UserError: the budget can't be reached.
+    """
+    if not 0 < budget.share <= 1:
+        raise UserError(f"{budget.name} is {budget.share}; it is the share that stays, in (0, 1]")
+    if not entries:
+        raise UserError("nothing in this network can be cut; prune.py --dry-run says why")
+    choices = [allowed_widths(entry, round_to, min_channels) for entry in entries]
+    places = [[budget.cost.names.index(group.name) for group in entry] for entry in entries]
+    at = [len(options) - 1 for options in choices]
+
+    def vector(chosen: Sequence[int]) -> Widths:
+        widths = budget.cost.full.copy()
+        for i, options in enumerate(choices):
+            widths[places[i]] = options[chosen[i]]
+        return widths
+
+    least = budget.cost(vector([0] * len(at)))
+    if least > budget.limit:
+        whole = budget.cost(budget.cost.full)
+        raise UserError(
+            f"the budget {budget.name} {budget.share:g} can't be reached: {least / whole:.4f} is the least that can stay"
+            f" with --min-channels {min_channels} and --round-to {round_to}"
+        )
+    _descend(at, choices, vector, budget, damage)
+    _refill(at, choices, vector, budget, damage)
+    return {group.name: choices[i][at[i]] for i, entry in enumerate(entries) for group in entry}
+
+
+def _descend(
+    at: list[int], choices: list[list[int]], vector: Callable[[Sequence[int]], Widths], budget: Budget, damage: Damage | None
+) -> None:
+    """Take steps down until the budget holds, in place."""
+    while (cost := budget.cost(vector(at))) > budget.limit:
+        best, best_price = -1, math.inf
+        for i, options in enumerate(choices):
+            if at[i] == 0:
+                continue
+            lower = [*at]
+            lower[i] = max(at[i] - max(len(options) // MIN_STEPS, 1), 0)
+            price = -options[at[i]] / options[-1]
+            if damage:
+                saved = cost - budget.cost(vector(lower))
+                price = _change(damage, i, options, lower[i], at[i]) / saved if saved > 0 else math.inf
+            if price < best_price or best < 0:
+                best, best_price, best_place = i, price, lower[i]
+        at[best] = best_place
+
+
+def _refill(
+    at: list[int], choices: list[list[int]], vector: Callable[[Sequence[int]], Widths], budget: Budget, damage: Damage | None
+) -> None:
+    """Take back single steps while the budget allows, in place."""
+    while True:
+        cost, best, best_gain = budget.cost(vector(at)), -1, -math.inf
+        for i, options in enumerate(choices):
+            if at[i] == len(options) - 1:
+                continue
+            higher = [*at]
+            higher[i] += 1
+            extra = budget.cost(vector(higher)) - cost
+            if cost + extra > budget.limit:
+                continue
+            gain = -options[at[i]] / options[-1]
+            if damage:
+                gain = _change(damage, i, options, at[i], higher[i]) / max(extra, 1e-9)
+            if gain > best_gain:
+                best, best_gain = i, gain
+        if best < 0:
+            return
+        at[best] += 1
+
+
+def _change(damage: Damage, entry: int, options: list[int], lower: int, higher: int) -> float:
+    return damage(entry, options[lower] / options[-1]) - damage(entry, options[higher] / options[-1])
+
+
+def measure_damage(
+    model: nn.Module,
+    graph: ChannelGraph,
+    entries: Sequence[Entry],
+    orders: Mapping[str, Sequence[int]],
+    calibration: Calibration,
+) -> Damage:
+    """Measure what each entry's loss of channels does to the network's outputs, alone, with masks.
+
+    Damage is the mean Kullback-Leibler divergence of the masked network's class probabilities from the dense network's
+    own, on calibration images, at several widths; between them it is interpolated along the lower convex hull.
+
+    Cost: entries x widths passes over the calibration images.
+    """
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    dense = _log_probabilities(model, calibration)
+    curves: list[tuple[list[float], list[float]]] = []
+    for entry in entries:
+        points = [(1.0, 0.0)]
+        for share in PROBED:
+            widths = {group.name: max(round(share * group.size), len(group.fixed), 1) for group in entry}
+            plan = make_plan(graph, widths, orders)
+            if not plan.kept:
+                continue
+            mask_(model, graph, plan.kept)
+            masked = _log_probabilities(model, calibration)
+            model.load_state_dict(state)
+            divergence = F.kl_div(masked, dense, reduction="batchmean", log_target=True).item()
+            points.append((widths[entry[0].name] / entry[0].size, max(divergence, points[-1][1])))
+        last, slope = points[-1], 0.0
+        if len(points) > 1:
+            slope = (points[-1][1] - points[-2][1]) / max(points[-2][0] - points[-1][0], 1e-9)
+        points.append((0.0, 2 * last[1] + last[0] * slope + 1e-6))
+        curves.append(_convex(points))
+    return lambda i, share: float(np.interp(share, *curves[i]))
+
+
+def _convex(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return the lower convex hull of points, ascending in the first coordinate."""
+    hull: list[tuple[float, float]] = []
+    for point in sorted(set(points)):
+        while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return [x for x, _ in hull], [y for _, y in hull]
+
+
+def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    return (b[0] - a[0]) * (c[1] - a[1]) <= (b[1] - a[1]) * (c[0] - a[0])
+
+
+@torch.no_grad()
+def _log_probabilities(model: nn.Module, calibration: Calibration) -> Tensor:
+    device = next(model.parameters()).device
+    model.eval()
+    return torch.cat([F.log_softmax(model(inputs.to(device)).float(), 1).cpu() for inputs, _ in calibration.batches()])

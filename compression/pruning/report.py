@@ -1,0 +1,79 @@
+"""What a pruning run leaves for people and programs: files, tables, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compression.pruning.run import Outcome
+from compression.pruning.traced_classifier import TracedClassifier, group_rows
+from compression.scoring.criteria import CRITERIA
+from compression.scoring.ranks import save_ranks
+from utils.files.checkpoint import save_checkpoint, write_text
+from utils.files.runs import RunDirectory, write_json
+from utils.output.plots import plot_scores, plot_widths
+
+
+def write_files(directory: RunDirectory, outcome: Outcome) -> Path:
+    """Write ranks/, plan.json, weights/pruned.pt, the pictures, channels.csv and results.json; return the checkpoint's path."""
+    folder, classifier, groups = directory.path, outcome.classifier, outcome.scored.groups
+    checkpoint = directory.weights / "pruned.pt"
+    save_checkpoint(checkpoint, outcome.checkpoint)
+    if outcome.scored.maps is not None:
+        save_ranks(folder / "ranks", classifier.spec.name, classifier.graph, outcome.scored.maps)
+    write_json(folder / "plan.json", {**outcome.plan.to_dict(), "digest": outcome.plan.digest()})
+    panels, lines = [], ["group,index,channel,score,place,kept"]
+    numbers = {row["name"]: row["index"] for row in outcome.results["groups"]}
+    for group in classifier.graph.prunable:
+        kept = set(outcome.plan.kept.get(group.name, range(group.size)))
+        found = groups[group.name]
+        values, order = found.values.tolist(), found.order.tolist()
+        place = {unit: i for i, unit in enumerate(order)}
+        panels.append((group.name, values, [unit in kept for unit in range(group.size)]))
+        index = "" if numbers[group.name] is None else numbers[group.name]
+        lines += [f"{group.name},{index},{unit},{values[unit]:.6g},{place[unit]},{int(unit in kept)}" for unit in range(group.size)]
+    write_text(folder / "channels.csv", "\n".join(lines) + "\n")
+    criterion = outcome.results["criterion"]
+    plot_scores(panels, f"{criterion}: {CRITERIA[criterion].meaning}", folder / "ranks.png")
+    rows = [row for row in outcome.results["groups"] if row["prunable"] or row["kept"] < row["channels"]]
+    plot_widths([r["name"] for r in rows], [r["channels"] for r in rows], [r["kept"] for r in rows], folder / "widths.png")
+    write_json(folder / "results.json", outcome.results)
+    return checkpoint
+
+
+def groups_text(classifier: TracedClassifier, widths: Mapping[str, int] | None) -> str:
+    """Return the numbered table of the channel groups."""
+    total = max(classifier.profile.macs, 1)
+    lines = [f"{'entry':>5}  {'channels':>8}  {'kept':>5}  {'MACs':>6}  group (also in it)"]
+    for group, row in zip(classifier.graph.groups, group_rows(classifier, widths), strict=True):
+        makers = list(dict.fromkeys(m.tensor.rpartition(".")[0] for m in group.producers))
+        others = [name for name in makers if name != group.name]
+        members = f" (+ {', '.join(others[:3])}{f', {len(others) - 3} more' if len(others) > 3 else ''})" if others else ""
+        wide = group.channels // group.size
+        unit = f" [{group.size} times {wide}]" if wide > 1 else ""
+        note = "" if row["prunable"] else f"  - stays: {row['reason']}"
+        number = "-" if row["index"] is None else str(row["index"])
+        lines.append(f"{number:>5}  {row['channels']:>8}  {row['kept']:>5}  {group.macs / total:>6.1%}  {group.name}{unit}{members}{note}")
+    count = len(classifier.entries)
+    lines.append(
+        f"compress_rate takes {count} entries here; groups marked - have none. MACs: share of the multiply-adds that "
+        "make or read the group's channels (they add up to more than all)"
+    )
+    return "\n".join(lines)
+
+
+def comparison_text(results: Mapping[str, Any]) -> str:
+    """Return the table of before and after."""
+    rows = (
+        ("parameters", "params", lambda v: f"{v:,}"),
+        ("multiply-adds", "macs", lambda v: f"{v:,}"),
+        ("top-1 (val)", "top1", lambda v: f"{v:.2%}"),
+        ("latency, batch 1, ms", "latency_ms", lambda v: f"{v:.2f}"),
+        ("bytes", "bytes", lambda v: f"{v:,}"),
+    )
+    lines = [f"{'':<22}{'before':>16}{'after':>16}{'ratio':>8}"]
+    for title, key, show in rows:
+        before, after = results[key]
+        lines.append(f"{title:<22}{show(before):>16}{show(after):>16}{after / max(before, 1e-12):>8.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""Group lasso: structured sparsity learning (arXiv:1608.03665, equation 2).
+
+loss = sum over the parameters of lambda * sum over the structures g of ||w_g||_2
+
+Of a combined group (Rows+Cols) both sums are added up.
+
+Differs: a structure of zeros has the gradient zero, one of the subgradients; it stays where it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compression.schedule.regularizers.grouped import GroupRegularizer
+
+
+@dataclass
+class GroupLassoRegularizer(GroupRegularizer):
+    """Drives whole structures to zero."""
+
+    def term(self, name: str, groups: Tensor) -> Tensor:
+        total: Tensor = torch.linalg.vector_norm(groups, dim=1).sum()  # its gradient at zero is zero, that of a root is not
+        return total

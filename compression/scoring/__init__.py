@@ -1,0 +1,1 @@
+"""Which channels matter: feature maps measured on calibration images, ranks, and one file per criterion."""

@@ -1,0 +1,201 @@
+"""Ranks of feature maps: what was measured, its files, and the scores of channel groups that follow.
+
+HRank (arXiv:2002.10179): the mean over images of the matrix rank of a channel's feature map, after the activation; the
+channels of the lowest mean rank go. In the layout of its files, ``rank_conv{k}.npy`` is float32 [channels] of the k-th
+convolution in forward order; convolutions whose outputs are added up before anything reads them share one file.
+
+Differs: ties in the rank are broken by the effective rank, then by the nuclear norm, which have files of their own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from compression.scoring.feature_maps import Tap, find_taps
+from compression.scoring.scores import GroupScore, from_taps, taps_of, tied_share
+from compression.tracing.graph import ChannelGraph
+from utils.errors import UserError
+from utils.files.runs import write_json
+
+FORMAT = 1
+INDEX = "ranks.json"
+# Which of the three decides, and which break its ties.
+KEYS = {
+    "rank": ("rank", "effective_rank", "nuclear"),
+    "effective_rank": ("effective_rank", "nuclear"),
+    "nuclear_norm": ("nuclear", "effective_rank"),
+}
+KINDS = KEYS["rank"]
+
+
+@dataclass(frozen=True)
+class TapScore:
+    """What was measured of one tap.
+
+    Attributes:
+        name: of the tap, "conv3".
+        weights: the weights whose channels it scores.
+        map_size: height and width; None where a folder of others does not say.
+        images: how many were scored; 0 where a folder does not say.
+        means: mean over images, float32 [C], by kind: "rank" and, from us, "effective_rank" and "nuclear".
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    map_size: tuple[int, int] | None
+    images: int
+    means: dict[str, Tensor]
+
+    @property
+    def tied(self) -> float:
+        """Share of channels whose mean rank equals another's."""
+        return tied_share(self.means["rank"])
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """What was measured of a network's maps.
+
+    Attributes:
+        taps: by name, in forward order.
+        images: that each group took, where it was measured here and now.
+    """
+
+    taps: dict[str, TapScore]
+    images: dict[str, int]
+
+
+def scores_from_ranks(loaded: MapScores, graph: ChannelGraph, criterion: str = "rank") -> dict[str, GroupScore]:
+    """Turn ranks, measured or read from files, into the scores of the prunable groups.
+
+    A group that only linear layers carry has no score in a folder of others, and is not in the result.
+    """
+    taps, scores = [tap for tap in find_taps(graph) if tap.name in loaded.taps], {}
+    for group in graph.prunable:
+        mine = taps_of(group, taps)
+        kinds = [kind for kind in KEYS[criterion] if mine and all(kind in loaded.taps[tap.name].means for tap in mine)]
+        if not mine:
+            continue
+        if not kinds:
+            raise UserError(f"these rank files hold no {criterion} of group '{group.name}'; those that prune.py writes do")
+        keys = [from_taps(group, mine, {tap.name: loaded.taps[tap.name].means[kind] for tap in mine}) for kind in kinds]
+        images = loaded.images.get(group.name, min(loaded.taps[tap.name].images for tap in mine))
+        scores[group.name] = GroupScore.of(keys, images)
+    return scores
+
+
+def save_ranks(folder: str | Path, model_name: str, graph: ChannelGraph, measured: MapScores) -> None:
+    """Write rank files in HRank's layout, those that break ties beside them, and ``ranks.json``.
+
+    Args:
+        folder: is made.
+        model_name: the network's name.
+        graph: its channel groups.
+        measured: what ``score`` returned.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, tap in measured.taps.items():
+        for kind, means in tap.means.items():
+            np.save(folder / f"{kind}_{name}.npy", means.numpy().astype(np.float32))
+        files[f"rank_{name}.npy"] = {
+            "weights": list(tap.weights),
+            "channels": len(tap.means["rank"]),
+            "map_size": list(tap.map_size) if tap.map_size else None,
+            "images": tap.images,
+            "share_tied": tap.tied,
+        }
+    images = {group.name: measured.images[group.name] for group in graph.groups if group.name in measured.images}
+    write_json(folder / INDEX, {"format": FORMAT, "model": model_name, "files": files, "images_per_group": images})
+
+
+def load_ranks(folder: str | Path, graph: ChannelGraph) -> MapScores:
+    """Read rank files: ours, or a folder of others that has rank_conv1.npy, rank_conv2.npy, ... alone.
+
+    Raises:
+        UserError: a file is missing, damaged or of another network; it names the file, what it holds and what it should.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"'{folder}' is no folder with rank files (rank_conv1.npy, rank_conv2.npy, ...)")
+    index = _read_index(folder)
+    files, groups = index.get("files", {}), index.get("images_per_group", {})
+    taps = [tap for tap in find_taps(graph) if tap.spatial or index or (folder / f"rank_{tap.name}.npy").exists()]
+    _check_names(folder, taps)
+    found = {}
+    for tap in taps:
+        entry = files.get(f"rank_{tap.name}.npy", {})
+        if index and entry.get("weights") != list(tap.weights):
+            raise UserError(
+                f"{folder / INDEX} is of another network: rank_{tap.name}.npy scores {entry.get('weights')} there, {list(tap.weights)} here"
+            )
+        means = {}
+        for kind in KINDS:
+            path = folder / f"{kind}_{tap.name}.npy"
+            if kind == "rank" or index or path.exists():
+                means[kind] = torch.from_numpy(_read_array(path, tap))
+        size = entry.get("map_size")
+        found[tap.name] = TapScore(tap.name, tap.weights, (size[0], size[1]) if size else None, int(entry.get("images", 0)), means)
+    return MapScores(found, {name: int(count) for name, count in groups.items()})
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version, files, groups = index["format"], index["files"], index["images_per_group"]
+        well_formed = all(isinstance(entry, dict) for entry in files.values()) and all(isinstance(n, int) for n in groups.values())
+        well_formed = well_formed and all(_is_entry(entry) for entry in files.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        well_formed, version = False, None
+    if version is not None and version != FORMAT:
+        raise UserError(f"{path} has format {version}; this version reads format {FORMAT}")
+    if not well_formed:
+        raise UserError(f"{path} is damaged; it should be the index that prune.py writes beside rank files")
+    return dict(index)
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    size = entry.get("map_size")
+    sized = size is None or (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size))
+    return sized and isinstance(entry.get("images"), int)
+
+
+def _check_names(folder: Path, taps: list[Tap]) -> None:
+    """Refuse a folder that has files of more layers than the network."""
+    known = {f"rank_{tap.name}.npy" for tap in taps}
+    surplus = sorted(path.name for path in folder.glob("rank_*.npy") if path.name not in known)
+    convolutions = sum(tap.spatial for tap in taps)
+    if surplus:
+        raise UserError(f"{folder / surplus[0]} is of another network: this one has {convolutions} files rank_conv1.npy and on")
+    missing = sorted(known - {path.name for path in folder.glob("rank_*.npy")}, key=lambda name: (len(name), name))
+    if missing:
+        raise UserError(f"{folder / missing[0]} is missing: {len(missing)} of {len(known)} rank files of this network are not there")
+
+
+def _read_array(path: Path, tap: Tap) -> NDArray[np.float32]:
+    expected = f"expected {tap.channels} finite numbers, the scores of {tap.weights[0]}"
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {expected}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is no array that NumPy can read without running code ({error}); {expected}") from None
+    if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.floating):
+        raise UserError(f"{path} holds {getattr(array, 'dtype', 'several arrays')}, not floating-point numbers; {expected}")
+    if array.shape != (tap.channels,):
+        raise UserError(f"{path} has shape {list(array.shape)}: it is of another network; {expected}")
+    if not np.isfinite(array).all():
+        raise UserError(f"{path} has {int((~np.isfinite(array)).sum())} entries that are not finite; {expected}")
+    return array.astype(np.float32)

@@ -1,0 +1,1 @@
+"""The run behind train.py: set-up, data, resuming, reporting."""

@@ -1,0 +1,134 @@
+"""Floor 2: whatever classifies an image. ``build(spec)`` makes any network from its specification.
+
+A new architecture of our own is one line in ``ARCHITECTURES``; torchvision's and timm's need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, build_cifar_resnet, build_resnet
+from models.networks.vgg import CifarVGG
+from models.networks.yolo import build_yolo
+from utils.errors import UserError, unknown
+from utils.files.yaml_files import read_yaml
+from utils.spec import ModelSpec
+
+Builder = Callable[[int, int], nn.Module]  # (num_classes, channels) -> network
+
+YOLO_SIZES = ("n", "s", "m", "l", "x")
+
+
+def load_definition_of(name: str) -> dict[str, Any]:
+    """Return the YAML definition of one of our own networks.
+
+    Raises:
+        UserError: the network is not described by a YAML file.
+    """
+    path = Path(__file__).with_name(f"{name}.yaml")
+    if not path.exists():
+        raise UserError(f"'{name}' is not described by a YAML file; those that are: {', '.join(f'yolov5{s}-cls' for s in YOLO_SIZES)}")
+    return read_yaml(path, "model")
+
+
+def _yolo(size: str, num_classes: int, channels: int) -> nn.Module:
+    return build_yolo(load_definition_of(f"yolov5{size}-cls"), num_classes, channels)
+
+
+ARCHITECTURES: dict[str, Builder] = {
+    **{f"yolov5{size}-cls": partial(_yolo, size) for size in YOLO_SIZES},
+    **{f"resnet{n}": partial(build_cifar_resnet, n, True) for n in CIFAR_DEPTHS},
+    **{f"resnet{n}-b": partial(build_cifar_resnet, n, False) for n in CIFAR_DEPTHS},
+    **{f"resnet{n}": partial(build_resnet, n) for n in IMAGENET_DEPTHS},
+    "vgg16-cifar": CifarVGG,
+}
+# What the users of HRank and Distiller type.
+ALIASES = {
+    "vgg_16_bn": "vgg16-cifar",
+    **{f"resnet_{n}": f"resnet{n}" for n in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
+    **{f"resnet{n}_cifar": f"resnet{n}-b" for n in CIFAR_DEPTHS},
+    **{f"yolov5{size}": f"yolov5{size}-cls" for size in YOLO_SIZES},
+}
+
+
+def resolve_model(name: str) -> tuple[str, dict[str, Any] | None]:
+    """Turn what a user typed into an architecture's name and, for a YAML file, its definition.
+
+    Raises:
+        UserError: no such file, or a name that neither we nor torchvision nor timm know.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.exists() and path.stem in ARCHITECTURES:
+            return path.stem, None
+        return path.stem, read_yaml(path, "model")
+    name = ALIASES.get(name, name)
+    if name in ARCHITECTURES:
+        return name, None
+    from models.networks import external  # imports torchvision, which takes seconds
+
+    return external.resolve(name, ARCHITECTURES), None
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """Build the dense network of a specification, with fresh weights, in training mode.
+
+    Raises:
+        UserError: the architecture is unknown or does not take these arguments.
+    """
+    if spec.definition is not None:
+        model: nn.Module = build_yolo(spec.definition, spec.num_classes, spec.channels)
+    elif spec.name in ARCHITECTURES:
+        model = ARCHITECTURES[spec.name](spec.num_classes, spec.channels)
+    else:
+        from models.networks import external
+
+        model = external.build(spec.name, spec.num_classes, spec.channels)
+    return finish_(model, spec)
+
+
+def definition_of(spec: ModelSpec) -> dict[str, Any] | None:
+    """Return the YAML definition that a network is built from, or None where it is built from code."""
+    if spec.definition is not None:
+        return spec.definition
+    return load_definition_of(spec.name) if spec.name.startswith("yolov5") and spec.name in ARCHITECTURES else None
+
+
+def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Set what a specification says beside the architecture: dropout and the normalisation layers' eps.
+
+    Raises:
+        UserError: it names a layer that is not there.
+    """
+    if spec.dropout is not None:
+        set_dropout_(model, spec.dropout)
+    modules = dict(model.named_modules())
+    for name, eps in spec.norm_eps.items():
+        if name not in modules:
+            raise unknown("normalisation layer", name, modules)
+        modules[name].eps = eps
+    return model
+
+
+def set_dropout_(model: nn.Module, probability: float) -> None:
+    """Set the probability of every dropout layer, in place."""
+    if not 0 <= probability < 1:
+        raise UserError(f"dropout is {probability}; it must lie in [0, 1)")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def cut_off(definition: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Return a YAML definition's first ``layers`` layers with a classification head behind them."""
+    rows = definition.get("layers") or [*definition.get("backbone", []), *definition.get("head", [])]
+    if not 1 <= layers < len(rows) + 1:
+        raise UserError(f"cutoff is {layers}; this network has {len(rows)} layers, so it must lie in 1..{len(rows)}")
+    body = [row for row in rows[:layers] if row[2] != "Classify"]
+    kept = {key: value for key, value in definition.items() if key not in ("backbone", "head")}
+    return {**kept, "layers": [*body, [-1, 1, "Classify", ["num_classes"]]]}

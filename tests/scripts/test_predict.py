@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.networks import build
+from tests.conftest import ROOT
+from utils.files.checkpoint import save_checkpoint
+from utils.spec import ModelSpec
+
+DIGITS = sorted((ROOT / "data/images").glob("*.png"))
+
+
+def test_it_works_straight_after_cloning(script, tmp_path):
+    done = script("predict.py", "--source", ROOT / "data/images", "--save-json", "--save-csv", "--save-txt")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs/predict/exp"
+    predictions = json.loads((run / "predictions.json").read_text())
+    assert [entry["path"] for entry in predictions] == [str(path) for path in DIGITS]
+    for entry, path in zip(predictions, DIGITS, strict=True):
+        names, probabilities = zip(*entry["topk"], strict=True)
+        assert names[0] == path.stem[-1], "the shipped classifier reads its ten sample digits"
+        assert len(set(names)) == 5
+        assert list(probabilities) == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1.00001
+        lines = (run / "labels" / f"{path.stem}.txt").read_text().splitlines()
+        assert lines == [f"{p:.2f} {n}" for n, p in entry["topk"]]
+        assert cv2.imread(str(run / path.name)) is not None
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 50
+    assert rows[0]["class"] == predictions[0]["topk"][0][0]
+    first = done.out.splitlines()[0]
+    assert first.startswith(f"image 1/10 {DIGITS[0]}: 32x32 0 0.")
+    assert first.endswith("ms")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batches_do_not_change_what_is_predicted(script, tmp_path, batch_size):
+    for name, size in (("a", 10), ("b", batch_size)):
+        flags = ("--source", ROOT / "data/images", "--nosave", "--save-json", "--batch-size", size, "--name", name)
+        assert script("predict.py", *flags).code == 0
+    a, b = (json.loads((tmp_path / f"runs/predict/{name}/predictions.json").read_text()) for name in "ab")
+    for left, right in zip(a, b, strict=True):
+        assert [n for n, _ in left["topk"]] == [n for n, _ in right["topk"]]
+        assert [p for _, p in left["topk"]] == pytest.approx([p for _, p in right["topk"]], abs=1e-4)
+
+
+def test_folders_are_mirrored_and_equal_names_do_not_overwrite(script, tmp_path):
+    source = tmp_path / "in"
+    for i, place in enumerate(("a/x.png", "b/x.png", "b/x.jpg", "x.png")):
+        (source / place).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(source / place), cv2.imread(str(DIGITS[i])))
+    assert script("predict.py", "--source", source, "--save-txt").code == 0
+    run = tmp_path / "runs/predict/exp"
+    written = sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+    assert written == ["a/x.png", "b/x.jpg", "b/x.png", "labels/a/x.txt", "labels/b/x.png.txt", "labels/b/x.txt", "labels/x.txt", "x.png"]
+
+
+def test_unreadable_images_are_skipped_and_a_source_without_any_readable_one_is_refused(script, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(DIGITS[3], source / "good.png")
+    (source / "bad.png").write_bytes(DIGITS[4].read_bytes()[:60])
+    (source / "text.jpg").write_text("not an image")
+    done = script("predict.py", "--source", source, "--nosave", "--save-json")
+    assert done.code == 0
+    assert "bad.png: skipped, truncated PNG" in done.out
+    assert "text.jpg: skipped, not an image" in done.out
+    assert "1 images, 2 unreadable" in done.out
+    assert len(json.loads((tmp_path / "runs/predict/exp/predictions.json").read_text())) == 1
+    (source / "good.png").unlink()
+    none = script("predict.py", "--source", source, "--nosave")
+    assert none.code == 2
+    assert "none of the 2 images" in none.err
+
+
+def test_a_list_a_glob_and_a_video(script, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{DIGITS[0]}\n\n{DIGITS[1]}\n")
+    assert "image 2/2" in script("predict.py", "--source", listed, "--nosave").out
+    assert "image 3/3" in script("predict.py", "--source", str(ROOT / "data/images/digit_[0-2].png"), "--nosave").out
+    video = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 64))
+    for i in range(7):
+        writer.write(cv2.imread(str(DIGITS[i])))
+    writer.release()
+    done = script("predict.py", "--source", video, "--vid-stride", 3, "--save-json", "--save-txt")
+    assert done.code == 0, done.err
+    run = tmp_path / "runs/predict/exp"
+    assert [entry["frame"] for entry in json.loads((run / "predictions.json").read_text())] == [1, 4, 7]
+    assert sorted(p.name for p in (run / "labels").iterdir()) == ["clip_1.txt", "clip_4.txt", "clip_7.txt"]
+    annotated = cv2.VideoCapture(str(run / "clip.mp4"))
+    assert annotated.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    annotated.release()
+
+
+def test_topk_is_bounded_by_the_classes_and_an_rgb_model_takes_grey_files(script, tmp_path):
+    spec = ModelSpec("resnet20", 3, 16, 3, ("a", "b", "c"))
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "rgb.pt", {"spec": spec.to_dict(), "state_dict": build(spec).state_dict()})
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((20, 30), 100, np.uint8))
+    done = script(
+        "predict.py", "--weights", tmp_path / "rgb.pt", "--source", tmp_path / "grey.png", "--save-json", "--topk", 9, "--imgsz", 24
+    )
+    assert done.code == 0, done.err
+    assert "24x24" in done.out
+    (entry,) = json.loads((tmp_path / "runs/predict/exp/predictions.json").read_text())
+    assert {name for name, _ in entry["topk"]} == {"a", "b", "c"}
+    assert sum(p for _, p in entry["topk"]) == pytest.approx(1, abs=1e-5)
+
+
+BAD = [
+    (("--source", "nowhere"), "no file or folder nowhere"),
+    (("--source", "*.nothing"), "matches no images"),
+    (("--source", "rtsp://127.0.0.1:1/x"), "can't open rtsp://127.0.0.1:1/x"),
+    (("--weights", "no.pt"), "no weights file no.pt"),
+    (("--weights", "model.xyz"), "no weights file model.xyz"),
+    (("--weights", __file__), "unknown kind; valid suffixes: .pt"),
+    (("--weights", ""), "--weights is empty"),
+    (("--imgsz", "0"), "image size is 0"),
+    (("--topk", "0"), "topk is 0"),
+    (("--batch-size", "0"), "batch-size is 0"),
+    (("--imgsz", "2"), "image size is 2"),
+    (("--vid-stride", "0"), "vid-stride is 0"),
+    (("--devise", "cpu"), "Did you mean '--device'?"),
+    (("--device", "7"), "CUDA sees"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_what_a_user_can_mend_is_one_line_exit_2_and_no_run_directory(script, tmp_path, flags, message):
+    source = () if "--source" in flags else ("--source", DIGITS[0])
+    done = script("predict.py", *source, *flags)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()

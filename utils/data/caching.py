@@ -1,0 +1,178 @@
+"""Decoded images kept in memory or in a file, so that each is read and decoded once and not once per epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.data.images import Image, UnreadableImage
+from utils.data.splits import Images, Split
+from utils.errors import UserError, unknown
+from utils.files.checkpoint import atomic_write
+
+CACHES = ("ram", "disk")
+CHUNK = 512  # images decoded between two writes
+MEMORY_SHARE = 0.8  # of what is free
+
+
+@dataclass(frozen=True)
+class CachedImages:
+    """Images in one flat uint8 buffer, which worker processes share: memory copied on write, or a mapped file.
+
+    Attributes:
+        buffer: all pixels, one image after another.
+        offsets: int64[N]; where each image starts, or -1 for one that could not be read.
+        shapes: int64[N, 3]; height, width, channels.
+        original: where the names come from.
+    """
+
+    buffer: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    shapes: NDArray[np.int64]
+    original: Images
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        start, shape = int(self.offsets[index]), self.shapes[index]
+        if start < 0:
+            raise UnreadableImage("could not be decoded")
+        return self.buffer[start : start + int(shape.prod())].reshape(*shape)
+
+    def name(self, index: int) -> str:
+        return self.original.name(index)
+
+    def check(self, index: int) -> str | None:
+        return None if self.offsets[index] >= 0 else "could not be decoded"
+
+
+def cache_split(split: Split, kind: str, channels: int, min_side: int, folder: Path) -> tuple[Split, str]:
+    """Decode a split once and keep it.
+
+    Args:
+        split: what to keep; only its own images are decoded.
+        kind: "ram", or "disk" for a file in ``folder`` that later runs use again.
+        channels, min_side: as ``Images.read`` takes them.
+        folder: where the files of "disk" lie.
+
+    Returns:
+        The split that reads from the cache, and a line that says what it takes. Where memory is too small for "ram",
+        the split as it was, and a line that says so.
+
+    Raises:
+        UserError: unknown kind of cache.
+        OSError: the file can't be written.
+    """
+    if kind not in CACHES:
+        raise unknown("cache", kind, CACHES)
+    if kind == "ram":
+        needed, free = _estimate_bytes(split, channels, min_side), _free_memory()
+        if needed > free * MEMORY_SHARE:
+            return split, f"not cached: {needed / 1e9:.1f} GB of pixels, {free / 1e9:.1f} GB of memory free; try --cache disk"
+        pixels = bytearray()
+        offsets, shapes = _decode_all(split, channels, min_side, pixels.extend)
+        buffer = np.frombuffer(pixels, np.uint8)
+    else:
+        buffer, offsets, shapes = _disk_cache(split, channels, min_side, folder)
+    images = CachedImages(buffer, offsets, shapes, _Renamed(split))
+    return Split(images, split.labels, np.arange(len(split))), f"{len(split)} images, {buffer.nbytes / 1e6:.1f} MB in {kind}"
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """The names of a split's images under their positions in the split."""
+
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        return self.split.images.read(int(self.split.rows[index]), channels, min_side)
+
+    def name(self, index: int) -> str:
+        return self.split.images.name(int(self.split.rows[index]))
+
+    def check(self, index: int) -> str | None:
+        return self.split.images.check(int(self.split.rows[index]))
+
+
+def _decode_all(
+    split: Split, channels: int, min_side: int, write: Callable[[bytes], object]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    images = _Renamed(split)
+    offsets, shapes = np.full(len(split), -1), np.zeros((len(split), 3), np.int64)
+
+    def decode(index: int) -> Image | None:
+        try:
+            return images.read(index, channels, min_side)
+        except UnreadableImage:
+            return None
+
+    position = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(split), CHUNK):
+            for index, image in enumerate(pool.map(decode, range(start, min(start + CHUNK, len(split)))), start):
+                if image is not None:
+                    write(image.tobytes())
+                    offsets[index], shapes[index] = position, image.shape
+                    position += image.nbytes
+    return offsets, shapes
+
+
+def _disk_cache(split: Split, channels: int, min_side: int, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Map the file of this split, or make it; its name is a hash of everything that its pixels depend on."""
+    path = folder / f"{_fingerprint(split, channels, min_side)}.pixels"
+    table = path.with_suffix(".npz")
+    if not (path.exists() and table.exists()):
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            offsets, shapes = _decode_all(split, channels, min_side, file.write)
+        with atomic_write(table) as temporary, temporary.open("wb") as file:
+            np.savez(file, offsets=offsets, shapes=shapes)
+    with np.load(table) as arrays:
+        offsets, shapes = arrays["offsets"], arrays["shapes"]
+    if path.stat().st_size == 0:
+        raise UserError(f"no image of the split could be decoded for the cache {path}")
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8), offsets, shapes
+
+
+def _fingerprint(split: Split, channels: int, min_side: int) -> str:
+    digest = hashlib.sha256(f"{channels} {min_side}".encode())
+    for row in split.rows:
+        name = split.images.name(int(row))
+        digest.update(name.encode())
+        if os.path.exists(name):
+            status = os.stat(name)
+            digest.update(f"{os.path.abspath(name)} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def _estimate_bytes(split: Split, channels: int, min_side: int, samples: int = 64) -> int:
+    """Estimate a split's decoded size from evenly spaced samples."""
+    positions = np.unique(np.linspace(0, len(split) - 1, min(samples, len(split))).astype(int))
+    sizes = []
+    for position in positions:
+        try:
+            sizes.append(split.images.read(int(split.rows[position]), channels, min_side).nbytes)
+        except UnreadableImage:
+            continue
+    return int(np.mean(sizes) * len(split)) if sizes else 0
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping, as far as the system tells; else no limit."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 1 << 60

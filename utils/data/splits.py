@@ -1,0 +1,175 @@
+"""The parts of a data set: images of any storage, splits with labels, and the data set with its class names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.data.images import Image, UnreadableImage, as_channels, defect, read_image
+from utils.errors import UserError, nearest
+
+
+class Images(Protocol):
+    """A sequence of images that may fail one by one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        """Return uint8 [H, W, channels]. Raises UnreadableImage."""
+
+    def name(self, index: int) -> str:
+        """Return what a user knows the image by, usually its path."""
+
+    def check(self, index: int) -> str | None:
+        """Say cheaply what is wrong with the image, or None."""
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Image files."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        return read_image(self.paths[index], channels, min_side)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def check(self, index: int) -> str | None:
+        try:
+            return defect(self.paths[index].read_bytes())
+        except OSError as error:
+            return error.strerror or "can't be read"
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory, uint8 [N, H, W] or [N, H, W, C]."""
+
+    array: NDArray[np.uint8]
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        return as_channels(self.array[index], channels)
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+    def check(self, index: int) -> str | None:
+        return None
+
+
+@dataclass(frozen=True)
+class PillowImages:
+    """Any torchvision data set, which hands out Pillow images."""
+
+    dataset: Any
+    prefix: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        try:
+            image = self.dataset[index][0]
+            return as_channels(np.asarray(image.convert("L" if channels == 1 else "RGB")), channels)
+        except (OSError, SyntaxError) as error:  # what Pillow raises for a broken file
+            raise UnreadableImage(str(error)) from None
+
+    def name(self, index: int) -> str:
+        return f"{self.prefix}/{index}"
+
+    def check(self, index: int) -> str | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, int64, indices into the class names."""
+
+    images: Images
+    labels: NDArray[np.int64]
+    rows: NDArray[np.int64]  # which of ``images`` belong to this split, in order; labels[i] is that of images[rows[i]]
+
+    @classmethod
+    def of(cls, images: Images, labels: Sequence[int] | NDArray[Any]) -> Split:
+        """Make a split of all images."""
+        return cls(images, np.asarray(labels, dtype=np.int64), np.arange(len(images)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, position: int) -> str:
+        """Return the name of the image at a position of this split."""
+        return self.images.name(int(self.rows[position]))
+
+    def take(self, positions: NDArray[Any]) -> Split:
+        """Return the part at these positions."""
+        return replace(self, labels=self.labels[positions], rows=self.rows[positions])
+
+    def relabel(self, mapping: NDArray[np.int64]) -> Split:
+        """Return the split with label ``i`` replaced by ``mapping[i]``."""
+        return replace(self, labels=mapping[self.labels])
+
+    def readable(self) -> tuple[Split, list[str]]:
+        """Return the part whose files look whole, and a line ``name: reason`` for each of the others."""
+        reasons = [self.images.check(int(row)) for row in self.rows]
+        bad = [f"{self.name(position)}: {reason}" for position, reason in enumerate(reasons) if reason]
+        return (self.take(np.array([not reason for reason in reasons], dtype=bool)) if bad else self), bad
+
+    def digest(self) -> str:
+        """Return a hash of names and labels: equal for equal splits, across machines' orders of listing."""
+        rows = (f"{Path(self.name(position)).name}:{label}" for position, label in enumerate(self.labels))
+        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set: class names, splits (``train``, ``val``, ``test``; those that exist), and its own defaults."""
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    imgsz: int | None = None
+    channels: int = 3
+    augment: str = "default"
+    fliplr: float = 0.5
+    unreadable: list[str] = field(default_factory=list)
+
+    def split(self, name: str) -> Split:
+        """Return a split by name.
+
+        Raises:
+            UserError: this data set has no such split.
+        """
+        if name not in self.splits:
+            raise UserError(f"data '{self.name}' has no split '{name}'; it has: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def for_classes(self, class_names: Sequence[str]) -> ImageData:
+        """Return the data with labels that index another list of class names, matched by name.
+
+        Raises:
+            UserError: the data has a class that is not in the list.
+        """
+        index = {name: i for i, name in enumerate(class_names)}
+        if missing := [name for name in self.class_names if name not in index]:
+            raise UserError(
+                f"data '{self.name}' has {len(self.class_names)} classes, the weights know {len(class_names)}; unknown to them: "
+                f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}.{nearest(missing[0], class_names)}"
+            )
+        mapping = np.array([index[name] for name in self.class_names], dtype=np.int64)
+        return replace(self, class_names=tuple(class_names), splits={k: s.relabel(mapping) for k, s in self.splits.items()})

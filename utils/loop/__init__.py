@@ -1,0 +1,1 @@
+"""The training loop: hooks, optimizer, moving average, precision."""

@@ -1,0 +1,245 @@
+"""The loop: ``fit`` trains, ``evaluate`` measures. Everything else that happens in a run is a hook."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from utils import distributed
+from utils.data.loaders import Batch, mix_seed
+from utils.data.transforms import normalise
+from utils.errors import UserError
+from utils.loop.hooks import Hook, LoopState
+from utils.loop.optim import LearningRate
+from utils.loop.precision import Precision
+from utils.measures.metrics import Evaluation, Tally
+from utils.spec import ModelSpec
+
+
+@dataclass(kw_only=True)
+class Run(LoopState):
+    """The whole state of a training run, which every hook receives.
+
+    Attributes:
+        network: what is called in the forward pass: ``model``, or its DDP or compiled wrapper.
+        learning_rate: sets the rate at every step; None where a hook sets it.
+        batches: (epoch, first step) -> the rest of the epoch's batches.
+        mix: changes a batch's images and labels (mixup, cutmix).
+        criterion: (outputs, targets) -> loss.
+        validate: measures a network on the validation split.
+        loss_sums: over the epoch's images so far, of the "loss" and of each of its named parts.
+        stop: set by a hook to end the run after this epoch; says why.
+        interrupted: set from outside (a signal) to end the run after this optimizer step.
+    """
+
+    spec: ModelSpec
+    precision: Precision
+    learning_rate: LearningRate | None
+    batches: Callable[[int, int], Iterable[Batch]]
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    validate: Callable[[nn.Module], Evaluation]
+    network: Callable[[Tensor], Tensor]
+    accumulate: int = 1
+    clip_norm: float = 10.0
+
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    images_seen: int = 0
+    unreadable: set[int] = field(default_factory=set)
+    stop: str = ""
+    interrupted: bool = False
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scaler = self.precision.scaler()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return self.precision.device
+
+    @property
+    def group_size(self) -> int:
+        """Batches in the current accumulation group; an epoch's last group may be shorter."""
+        return min(self.accumulate, self.steps_per_epoch - self.step // self.accumulate * self.accumulate)
+
+    @property
+    def ends_group(self) -> bool:
+        """Whether the optimizer steps after the current batch."""
+        return (self.step + 1) % self.accumulate == 0 or self.step + 1 == self.steps_per_epoch
+
+
+def fit(run: Run, hooks: Sequence[Hook], save: Callable[[Run], None]) -> None:
+    """Train from ``run.epoch``, ``run.step`` to the last epoch.
+
+    ::
+
+        for epoch:                              on_epoch_begin
+            for batch:                          on_minibatch_begin
+                outputs = network(inputs); loss = criterion(outputs, targets)
+                                                before_backward_pass      -> may return a new loss
+                backward
+                if the accumulation group ends:
+                    unscale, clip               before_parameter_optimization
+                    optimizer step, EMA
+                                                on_minibatch_end
+            validate                            on_epoch_end
+            save
+
+    Hooks are called in their order. Every batch draws from a generator of its own, seeded by (seed, rank, epoch,
+    step), so that a run that is interrupted and resumed makes the same draws as one that is not.
+
+    Args:
+        run: the state, which is advanced.
+        hooks: what else happens.
+        save: writes a checkpoint; called after every epoch, and once when the run is interrupted.
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    for hook in hooks:
+        hook.on_run_begin(run)
+    while run.epoch < run.epochs and not run.stop:
+        train_epoch(run, hooks)
+        save(run)
+        if run.interrupted:
+            return
+    for hook in hooks:
+        hook.on_run_end(run)
+
+
+def train_epoch(run: Run, hooks: Sequence[Hook]) -> None:
+    """Train from ``run.step`` to the end of the epoch and validate, or until the run is interrupted."""
+    run.model.train()
+    run.metrics = {}
+    for hook in hooks:
+        hook.on_epoch_begin(run)
+    for batch in run.batches(run.epoch, run.step):
+        train_step(run, hooks, batch)
+        run.step += 1
+        if run.step % run.accumulate == 0 and distributed.any_rank(run.interrupted, run.device):
+            run.interrupted = True
+            gather_loss(run)
+            return
+    gather_loss(run)
+    if run.ema:
+        run.ema.synchronise_()
+    run.evaluation = run.validate(run.averaged)
+    for hook in hooks:
+        hook.on_epoch_end(run)
+    run.epoch, run.step, run.loss_sums, run.images_seen = run.epoch + 1, 0, {}, 0
+    goes_on = run.epoch < run.epochs and not run.stop
+    run.interrupted = distributed.any_rank(run.interrupted, run.device) and goes_on
+
+
+def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
+    """Process one batch; step the optimizer where it ends an accumulation group."""
+    torch.manual_seed(mix_seed(run.seed, distributed.rank(), run.epoch, run.step))
+    run.unreadable.update(batch.unreadable)
+    images, labels = batch.images.to(run.device, non_blocking=True), batch.labels.to(run.device, non_blocking=True)
+    run.inputs, run.targets = run.mix(normalise(images, run.spec), labels)
+    for hook in hooks:
+        hook.on_minibatch_begin(run)
+    if run.learning_rate:
+        run.learning_rate.apply_(run.optimizer, run.epoch + (run.step + 1) / run.steps_per_epoch)
+    delays_sync = not run.ends_group and hasattr(run.network, "no_sync")
+    with run.network.no_sync() if delays_sync else nullcontext():  # type: ignore[attr-defined]
+        with run.precision.autocast():
+            run.outputs = run.network(run.inputs)
+        run.loss = run.criterion(run.outputs.float(), run.targets)
+        run.loss_parts = {"classification": run.loss}
+        for hook in hooks:
+            changed = hook.before_backward_pass(run)
+            if changed is not None:
+                run.loss = changed
+        loss = run.loss.item()
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"the loss became {loss} in epoch {run.epoch + 1}, step {run.step + 1}; lower --lr0 "
+                f"(the rate is now {run.optimizer.param_groups[0]['lr']:g}), raise --warmup-epochs, or use --no-amp"
+            )
+        run.scaler.scale(run.loss / run.group_size).backward()
+    run.loss, run.loss_parts = run.loss.detach(), {name: part.detach() for name, part in run.loss_parts.items()}
+    for name, value in {"loss": loss, **{name: float(part) for name, part in run.loss_parts.items()}}.items():
+        run.loss_sums[name] = run.loss_sums.get(name, 0.0) + value * len(labels)
+    run.images_seen += len(labels)
+    if run.ends_group:
+        run.scaler.unscale_(run.optimizer)
+        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(trained, run.clip_norm)
+        for hook in hooks:
+            hook.before_parameter_optimization(run)
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.optimizer.zero_grad()
+        if run.ema:
+            run.ema.update_(run.model)
+    for hook in hooks:
+        hook.on_minibatch_end(run)
+
+
+def gather_loss(run: Run) -> None:
+    """Add up the epoch's training losses over all ranks, into rank 0; the others start from nothing."""
+    names = distributed.broadcast(sorted(run.loss_sums))
+    values = [*(run.loss_sums.get(name, 0.0) for name in names), run.images_seen]
+    *sums, images_seen = distributed.sum_(torch.tensor(values, dtype=torch.float64, device=run.device)).tolist()
+    main = distributed.is_main()
+    run.loss_sums, run.images_seen = (dict(zip(names, sums, strict=True)), round(images_seen)) if main else ({}, 0)
+
+
+def classifier(network: nn.Module, spec: ModelSpec, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """Return a function from uint8 images [B, S, S, C] to float32 logits [B, classes] on the network's device."""
+
+    def classify(images: Tensor) -> Tensor:
+        inputs = normalise(images.to(precision.device, non_blocking=True), spec)
+        with precision.autocast():
+            outputs = network(inputs)
+        logits: Tensor = outputs.float()
+        return logits
+
+    return classify
+
+
+@torch.inference_mode()
+def evaluate(
+    classify: Callable[[Tensor], Tensor],
+    num_classes: int,
+    batches: Iterable[Batch],
+    device: torch.device,
+    name_of: Callable[[int], str],
+) -> Evaluation:
+    """Measure a classifier on batches, which under torchrun are this rank's share; the result covers all ranks.
+
+    Args:
+        classify: uint8 images [B, S, S, C] -> logits [B, classes].
+        num_classes: number of logits.
+        batches: images and labels.
+        device: where the classifier computes.
+        name_of: the name of the image at a position, for the list of unreadable ones.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    tally = Tally.empty(num_classes)
+    seconds = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
+    images = 0
+    unreadable: set[str] = set()
+    for batch in batches:
+        start = time.perf_counter()
+        logits = classify(batch.images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done = time.perf_counter()
+        tally.add(logits, batch.labels.to(logits.device))
+        images += len(batch.labels)
+        unreadable |= {name_of(position) for position in batch.unreadable}
+        seconds["preprocess"] += batch.seconds
+        seconds["inference"] += done - start
+        seconds["postprocess"] += time.perf_counter() - done
+    speed_ms = {stage: round(total / max(images, 1) * 1e3, 4) for stage, total in seconds.items()}
+    return Evaluation.of(tally.over_all_ranks(device), speed_ms=speed_ms, unreadable=tuple(sorted(unreadable)))

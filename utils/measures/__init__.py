@@ -1,0 +1,1 @@
+"""What a network is worth and what it costs: accuracy, parameters, multiply-adds."""
