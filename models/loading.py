@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.networks import ARCHITECTURES, build, resolve_model
 from models.networks.widths import group_counts, resize_
-from models.quantized import prepare_
+from models.quantized.preparing import prepare_
 from utils.errors import UserError
 from utils.files import pickled_tensors
 from utils.files.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file

@@ -19,7 +19,7 @@ from compression.scoring.calibration import sample
 from models.backends import Backend, TorchBackend, is_exported, open_backend, warm_up
 from models.backends.metadata import RECORDED, Metadata
 from models.loading import load_classifier
-from models.quantized import is_quantized, plain_copy, rounded_copy
+from models.quantized.preparing import is_quantized, plain_copy, rounded_copy
 from models.validation import load_for, measure
 from utils.data.splits import ImageData
 from utils.errors import UserError

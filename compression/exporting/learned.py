@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from models.quantized import LAYER_KINDS, QuantizedLayer, clips
 from models.quantized.activations import ClippedReLU
+from models.quantized.layers import QuantizedLayer
 from models.quantized.numbers import limits
+from models.quantized.preparing import LAYER_KINDS, clips
 from utils.errors import UserError
 
 BITS = 8

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.quantized import LAYER_KINDS
+from models.quantized.preparing import LAYER_KINDS
 from utils.modes import eval_mode
 
 LAYERS = tuple(LAYER_KINDS)

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from compression.quantizers.overrides import Bits
 from compression.quantizers.relu import ReLUQuantizer
-from models.quantized import PactSettings, clips, replacement
+from models.quantized.preparing import clips, replacement
+from models.quantized.settings import PactSettings
 from utils.options import number, option, optional
 
 GROUP = "clips"

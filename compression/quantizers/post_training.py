@@ -19,7 +19,8 @@ from compression.quantizers.layout import layout_of
 from compression.quantizers.modes import DEFAULT_MODES, Modes, modes_of, read_modes
 from compression.quantizers.overrides import Bits, read_bits
 from compression.quantizers.quantizer import Quantizer
-from models.quantized import LayerSettings, QuantizedLayer
+from models.quantized.layers import QuantizedLayer
+from models.quantized.settings import LayerSettings
 from utils.errors import UserError, unknown
 from utils.options import boolean, choice, integer, number, option, optional, text
 

@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from compression.quantizers.layout import Layout
 from compression.quantizers.overrides import Bits, bits_by_name, read_bits, read_overrides
-from models.quantized import LayerSettings, image_of, is_quantized, refresh_, replace_, replacement
+from models.quantized.layers import image_of
+from models.quantized.preparing import is_quantized, refresh_, replace_, replacement
+from models.quantized.settings import LayerSettings
 from utils.errors import UserError
 from utils.options import Place, boolean, option
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from compression.quantizers.overrides import Bits
 from compression.quantizers.quantizer import Quantizer
-from models.quantized import RELUS, ClippedSettings, replacement
+from models.quantized.preparing import RELUS, replacement
+from models.quantized.settings import ClippedSettings
 from utils.errors import UserError
 
 

@@ -32,7 +32,7 @@ from compression.schedule.reading import parse_schedule, read_schedule
 from compression.schedule.scheduler import CompressionScheduler, report_on_main
 from compression.scoring.calibration import Calibration
 from models.networks.widths import group_counts, resize_
-from models.quantized import weights_by_name
+from models.quantized.preparing import weights_by_name
 from utils.loop.ema import EMA
 from utils.loop.hooks import LoopState
 from utils.measures.metrics import Evaluation

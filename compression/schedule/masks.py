@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.tracing.cutting import Cut
-from models.quantized import weights_by_name
+from models.quantized.preparing import weights_by_name
 from utils.loop.hooks import LoopState
 
 

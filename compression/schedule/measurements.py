@@ -14,7 +14,7 @@ from compression.scoring.calibration import Calibration
 from compression.scoring.criteria import score
 from compression.tracing.channels import trace
 from compression.tracing.graph import ChannelGraph
-from models.quantized import is_quantized, plain_copy, weights_by_name
+from models.quantized.preparing import is_quantized, plain_copy, weights_by_name
 from utils.errors import UserError
 from utils.modes import eval_mode
 

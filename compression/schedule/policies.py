@@ -21,7 +21,7 @@ from compression.schedule.measurements import Measurements
 from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
 from compression.schedule.regularizers.regularizer import Regularizer
 from compression.schedule.windows import Window
-from models.quantized import weights_by_name
+from models.quantized.preparing import weights_by_name
 from utils import distributed
 from utils.data.loaders import mix_seed
 from utils.errors import UserError

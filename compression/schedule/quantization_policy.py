@@ -11,7 +11,7 @@ from compression.quantizers.quantizer import Quantizer
 from compression.schedule.thinning import ThinningPolicy
 from compression.schedule.windows import Window
 from compression.scoring.calibration import Calibration
-from models.quantized import input_tensors, is_quantized, prepare_, prepare_alike_, recipe_of, refresh_
+from models.quantized.preparing import input_tensors, is_quantized, prepare_, prepare_alike_, recipe_of, refresh_
 from utils import distributed
 from utils.errors import UserError
 from utils.loop.hooks import Hook, LoopState

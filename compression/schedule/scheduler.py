@@ -17,7 +17,7 @@ from compression.schedule.reading import Entry, Schedule
 from compression.schedule.thinning import FilterRemover, ThinningPolicy
 from compression.schedule.timeline import warnings
 from compression.scoring.calibration import Calibration
-from models.quantized import is_quantized, weights_by_name
+from models.quantized.preparing import is_quantized, weights_by_name
 from utils import distributed
 from utils.errors import UserError
 from utils.loop.hooks import Hook, LoopState

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.quantized import weights_by_name
+from models.quantized.preparing import weights_by_name
 from utils.errors import unknown
 from utils.measures.profile import count_macs, example_input
 from utils.modes import eval_mode

@@ -10,22 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.quantized import (
-    ClippedReLU,
-    ClippedSettings,
-    LayerSettings,
-    PactReLU,
-    PactSettings,
-    is_quantized,
-    plain_copy,
-    prepare_,
-    prepare_alike_,
-    recipe_of,
-    refresh_,
-    replace_,
-    replacement,
-    weights_by_name,
-)
+from models.quantized.activations import ClippedReLU, PactReLU
 from models.quantized.numbers import (
     MODES,
     dequantize,
@@ -39,6 +24,18 @@ from models.quantized.numbers import (
     range_of,
     wrpn_image,
 )
+from models.quantized.preparing import (
+    is_quantized,
+    plain_copy,
+    prepare_,
+    prepare_alike_,
+    recipe_of,
+    refresh_,
+    replace_,
+    replacement,
+    weights_by_name,
+)
+from models.quantized.settings import ClippedSettings, LayerSettings, PactSettings
 from utils.errors import UserError
 
 

@@ -22,8 +22,8 @@ from compression.scoring.calibration import sample
 from models.backends import TorchBackend, open_backend
 from models.backends.metadata import Metadata
 from models.loading import Loaded
-from models.quantized import plain_copy, prepare_, rounded_copy
 from models.quantized.layers import QuantizedLayer
+from models.quantized.preparing import plain_copy, prepare_, rounded_copy
 from models.validation import load_for
 from tests.conftest import ROOT
 from tests.zoo import randomised

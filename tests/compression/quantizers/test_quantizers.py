@@ -21,8 +21,10 @@ from compression.quantizers.range_linear import QuantAwareTrainRangeLinearQuanti
 from compression.quantizers.wrpn import WRPNQuantizer
 from models.loading import load_classifier
 from models.networks import build
-from models.quantized import ClippedReLU, PactReLU, QuantizedLayer, is_quantized, recipe_of
+from models.quantized.activations import ClippedReLU, PactReLU
+from models.quantized.layers import QuantizedLayer
 from models.quantized.numbers import dorefa_image, wrpn_image
+from models.quantized.preparing import is_quantized, recipe_of
 from utils.errors import UserError
 from utils.files.checkpoint import save_checkpoint
 from utils.options import Place

@@ -13,8 +13,9 @@ from compression.quantizers.wrpn import WRPNQuantizer
 from compression.schedule.loop import ScheduledLoop
 from models.loading import load_classifier
 from models.networks import build
-from models.quantized import QuantizedLayer, is_quantized, prepare_, recipe_of, weights_by_name
+from models.quantized.layers import QuantizedLayer
 from models.quantized.numbers import dorefa_image, wrpn_image
+from models.quantized.preparing import is_quantized, prepare_, recipe_of, weights_by_name
 from utils.errors import UserError
 from utils.files.checkpoint import save_checkpoint
 from utils.loop.ema import EMA
