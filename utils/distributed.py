@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -94,9 +96,13 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(flag) if world_size() == 1 else bool(sum_(torch.tensor(int(flag), device=device)).item())
 
 
-def barrier() -> None:
-    """Wait for every process."""
-    if world_size() > 1:
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 finish the block before the other ranks enter it, so that they find the files it has written."""
+    if world_size() > 1 and not is_main():
+        dist.barrier()
+    yield
+    if world_size() > 1 and is_main():
         dist.barrier()
 
 

@@ -112,11 +112,8 @@ def run_pruning(a: PruneArguments) -> Outcome:
     if widths is not None and all(width == classifier.graph.group(name).size for name, width in widths.items()):
         raise UserError("these rates cut nothing; every channel stays")
     dense = TorchBackend(replace(classifier.loaded, model=deepcopy(classifier.model)), device)
-    if not distributed.is_main():
-        distributed.barrier()  # rank 0 downloads first
-    data = load_for(dense, a.data, "val", None, None, a.download)
-    if distributed.is_main():
-        distributed.barrier()
+    with distributed.main_first():  # which downloads
+        data = load_for(dense, a.data, "val", None, None, a.download)
     classifier.loaded.spec = classifier.spec = dense.spec
     calibration = sample(data.split("train"), dense.spec, a.images, a.batch_size, a.seed)
     criterion = a.criterion or default_criterion(classifier.model)

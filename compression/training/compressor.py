@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression.schedule.reading import Schedule
 from compression.schedule.scheduler import CompressionScheduler
 from compression.training.arguments import TrainArguments
-from compression.training.data import Feed, Loaders
-from compression.training.reporting import EpochReports, reports_of
+from compression.training.data_feed import DataFeed, Loaders
+from compression.training.reporting import reports_of
 from compression.training.resuming import inference_state, open_run, restore_, training_state
-from compression.training.schedule import requested_schedule, with_absolute_paths
-from compression.training.setup import freeze_, prepare
+from compression.training.schedule import requested_schedule
+from compression.training.setup import Network, freeze_, make_repeatable, set_up
 from utils import distributed
 from utils.arguments import to_record
 from utils.data.loaders import class_weights
@@ -46,17 +46,17 @@ SCHEDULE = "schedule.yaml"  # the schedule's copy in the run's folder: what a ru
 
 
 class ClassifierCompressor:
-    """A training run, from its arguments to its files; what train.py runs, usable from a notebook.
+    """A training run, from its arguments to its files: what train.py runs, to be used from Python too.
 
-    The constructor does everything that can fail on the user's input and writes nothing. Then::
+    The constructor does everything that can fail on the user's input, and writes nothing. Then::
 
         compressor = ClassifierCompressor(TrainArguments(data="photos", epochs=20))
         results = compressor.run_training_loop()
 
     Args:
         arguments: the flags of train.py.
-        script_directory: where ``runs/`` is; the working directory where not given.
-        given: names of the arguments that were given explicitly; only these may differ from a resumed run's record.
+        script_directory: the parent of ``runs/``; the working directory by default.
+        given: names of the arguments that were given explicitly; for a run that is resumed, few may be.
 
     Raises:
         UserError: something in the arguments, the data or the weights does not fit.
@@ -69,48 +69,22 @@ class ClassifierCompressor:
             arguments = replace(arguments, project=str(Path(script_directory) / arguments.project))
         arguments, self.directory, checkpoint = open_run(arguments, given or set())
         arguments.check_counts(distributed.world_size())
-        if arguments.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-        torch.manual_seed(arguments.seed)
-        prepared = prepare(arguments, checkpoint)
-        self.arguments, self.data, self.notes = with_absolute_paths(prepared.arguments), prepared.data, prepared.notes
+        make_repeatable(arguments.seed, arguments.deterministic)
+
+        setup = set_up(arguments, checkpoint)
+        self.arguments, self.data, self.notes = setup.arguments, setup.data, setup.network.notes
         self.precision = Precision.choose(self.device, arguments.amp)
-        self.profile = profile(prepared.model, prepared.spec)
-        self.model: nn.Module = prepared.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if distributed.world_size() > 1 and arguments.sync_bn:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        self.feed = Feed(self.arguments, self.data, prepared.spec, prepared.augmentation, self.device)
+        self.profile = profile(setup.network.model, setup.network.spec)
+        self.model = self._on_device(setup.network.model)
+        self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
+
         schedule = requested_schedule(self.arguments, self.model, self.directory.path / SCHEDULE if self.directory else None)
-        # A network that is new or was cut needs it; one that goes on, if it began with it: a schedule may have cut it since.
-        warms_up = bool(prepared.plan) or not (arguments.weights or arguments.pretrained)
-        if checkpoint:
-            warms_up = NormWarmup.__name__ in checkpoint["training"]["hooks"]
-        self.training_hooks: list[Hook] = [
-            *([NormWarmup(self.model)] if warms_up else []),
-            FrozenNorms(freeze_(self.model, arguments.freeze)),
-        ]
-        scheduled = bool(schedule and schedule.of("lr_scheduler"))
-        if scheduled and (self.arguments.cos_lr or self.arguments.warmup_epochs):
-            self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs change nothing")
-        self.run = self._make_run(prepared.spec, prepared.plan, scheduled)
+        self.run = self._make_run(setup.network, schedule)
         self.scheduler = CompressionScheduler(schedule, self.run, self.feed.calibration) if schedule else None
-        if self.scheduler:
-            self.training_hooks.append(self.scheduler)
         self.history = History(None, self._keep_best, self.scheduler.target_reached if self.scheduler else lambda _: True)
-        self.best_state: dict[str, Any] | None = None
-        self.first_batch = FirstBatch(prepared.spec)
-        self.reports: list[EpochReports] = reports_of(self.arguments, self.history, self.scheduler, self.feed)
-        self.hooks: list[Hook] = [
-            self.first_batch,
-            *self.reports,
-            self.history,
-            EarlyStopping(self.arguments.patience, self.history),
-            Progress(self.history),
-            StepLog(self.arguments.print_freq),
-            *self.training_hooks,  # behind the history, which writes this epoch's learning rate before the next one is set
-        ]
+        self.best_state: dict[str, Any] | None = None  # what best.pt will hold, while there is no folder to write it to
+        self.training_hooks = self._training_hooks(setup.network.fresh_norms)
+        self.hooks = [*self._reporting_hooks(), *self.training_hooks]  # the history notes a learning rate before the next one is set
         if checkpoint:
             restore_(self.run, self.hooks, self.data, checkpoint)
 
@@ -119,39 +93,51 @@ class ClassifierCompressor:
         """What the network is."""
         return self.run.spec
 
-    def _make_run(self, spec: ModelSpec, plan: dict[str, Any] | None, scheduled: bool) -> Run:
-        a = self.arguments
-        weight = None
-        if a.balance == "weights":
-            weights = class_weights(self.data.split("train").labels, spec.num_classes)
-            weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
-        if not 0 <= a.label_smoothing < 1:
-            raise UserError(f"label-smoothing is {a.label_smoothing}; it must lie in [0, 1)")
-        rate = LearningRate(a.lr0, a.lrf, a.epochs, a.warmup_epochs, a.cos_lr)
+    def _on_device(self, model: nn.Module) -> nn.Module:
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        synchronised = distributed.world_size() > 1 and self.arguments.sync_bn
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model
+
+    def _make_run(self, network: Network, schedule: Schedule | None) -> Run:
+        arguments = self.arguments
+        rate: LearningRate | None = LearningRate(arguments.lr0, arguments.lrf, arguments.epochs, arguments.warmup_epochs, arguments.cos_lr)
+        if schedule and schedule.of("lr_scheduler"):
+            rate = None
+            if arguments.cos_lr or arguments.warmup_epochs:
+                self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs have no effect")
         run = Run(
             model=self.model,
-            spec=spec,
-            plan=plan,
-            ema=EMA(self.model) if a.ema else None,
-            optimizer=make_optimizer(self.model, a.optimizer, a.lr0, a.momentum, a.decay),
-            learning_rate=None if scheduled else rate,
+            spec=network.spec,
+            plan=network.plan,
+            ema=EMA(self.model) if arguments.ema else None,
+            optimizer=make_optimizer(self.model, arguments.optimizer, arguments.lr0, arguments.momentum, arguments.decay),
+            learning_rate=rate,
             precision=self.precision,
             batches=self.feed.batches,
             steps_per_epoch=len(self.feed.order),
-            mix=Mixing(a.mixup, a.cutmix, spec.num_classes),
-            criterion=nn.CrossEntropyLoss(weight=weight, label_smoothing=a.label_smoothing),
+            mix=Mixing(arguments.mixup, arguments.cutmix, network.spec.num_classes),
+            criterion=self._criterion(network.spec.num_classes),
             validate=self.validate,
-            epochs=a.epochs,
+            epochs=arguments.epochs,
             network=self.model,
-            accumulate=a.accumulate,
-            seed=a.seed,
+            accumulate=arguments.accumulate,
+            seed=arguments.seed,
             restructured=self._restructured,
         )
         self._wrap(run)
         return run
 
+    def _criterion(self, num_classes: int) -> nn.Module:
+        smoothing, weight = self.arguments.label_smoothing, None
+        if not 0 <= smoothing < 1:
+            raise UserError(f"label-smoothing is {smoothing}; it must lie in [0, 1)")
+        if self.arguments.balance == "weights":
+            weights = class_weights(self.data.split("train").labels, num_classes)
+            weight = torch.tensor(weights, dtype=torch.float32, device=self.device)
+        return nn.CrossEntropyLoss(weight=weight, label_smoothing=smoothing)
+
     def _wrap(self, run: Run) -> None:
-        """Put round the network what the forward pass needs on this device and these processes."""
+        """Wrap the network in what its forward pass needs on this device and with these processes."""
         if self.precision.dtype == torch.bfloat16:
             zero_idle_gradients_(run.model, example_input(run.model, run.spec))
         network: Callable[[Tensor], Tensor] = run.model
@@ -161,11 +147,28 @@ class ClassifierCompressor:
         run.network = torch.compile(network) if self.arguments.compile else network
 
     def _restructured(self) -> None:
-        """Follow a cut that a schedule has made: parameters are new, and the network is smaller."""
-        self.run.network = self.run.model  # lets go of the old wrapper, whose hooks would reduce gradients a second time
+        """Follow a cut that a schedule has made: the parameters are new, and the network is smaller."""
+        self.run.network = self.run.model  # frees the old wrapper, whose hooks would reduce the gradients a second time
         gc.collect()
         self._wrap(self.run)
         self.profile = profile(deepcopy(self.run.model).cpu().eval(), self.run.spec)
+
+    def _training_hooks(self, fresh_norms: bool) -> list[Hook]:
+        """Return the hooks that take part in the training itself."""
+        hooks: list[Hook] = [NormWarmup(self.model)] if fresh_norms else []
+        hooks.append(FrozenNorms(freeze_(self.model, self.arguments.freeze)))
+        return [*hooks, self.scheduler] if self.scheduler else hooks
+
+    def _reporting_hooks(self) -> list[Hook]:
+        """Return the hooks that watch the training, and the one that stops it early."""
+        return [
+            FirstBatch(self.spec, self.history),
+            *reports_of(self.arguments, self.history, self.scheduler, self.feed),
+            self.history,
+            EarlyStopping(self.arguments.patience, self.history),
+            Progress(self.history),
+            StepLog(self.arguments.print_freq),
+        ]
 
     def validate(self, network: nn.Module | None = None) -> Evaluation:
         """Measure a network (the averaged one where none is given) on the validation split, in float32."""
@@ -184,7 +187,7 @@ class ClassifierCompressor:
         return self.feed.loaders()
 
     def train_one_epoch(self) -> Evaluation:
-        """Train one epoch with all hooks and validate; writes no file. For loops of one's own around it."""
+        """Train one epoch with all hooks, and validate; for your own loop around it. Writes no file."""
         if not self.history.started:
             for hook in self.hooks:
                 hook.on_run_begin(self.run)
@@ -193,7 +196,7 @@ class ClassifierCompressor:
         return self.run.evaluation
 
     def save_checkpoint(self, path: str | Path) -> None:
-        """Write the whole state to a file, from which --resume could go on were it the run's last.pt."""
+        """Write the run's whole state to a file, as the run itself does to last.pt."""
         save_checkpoint(Path(path), self._full_state())
 
     def _stop(self) -> None:
@@ -206,20 +209,20 @@ class ClassifierCompressor:
 
     def summary(self) -> str:
         """Return what a person wants to know before the run: network, data, device, and what was mended."""
-        a, splits = self.arguments, self.data.splits
+        arguments, splits = self.arguments, self.data.splits
         counts = ", ".join(f"{len(splits[name]):,} {name}" for name in ("train", "val"))
         processes = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         lines = [
             f"model  {self.spec.name}: {self.profile.params:,} parameters, {self.profile.macs / 1e6:,.2f} M multiply-adds "
             f"at {self.spec.imgsz} px (counted by {self.profile.source})",
-            f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {a.augment}",
-            f"device {self.device}{processes}, {self.precision}, {a.optimizer} lr0 {a.lr0:g}",
+            f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {arguments.augment}",
+            f"device {self.device}{processes}, {self.precision}, {arguments.optimizer} lr0 {arguments.lr0:g}",
             *(f"note   {note}" for note in self.notes),
             *(f"schedule {line}" for line in (self.scheduler.describe() if self.scheduler else [])),
         ]
         if self.directory:
             lines.append(f"resume {self.directory.path} at epoch {self.run.epoch + 1}, step {self.run.step}")
-        return "\n".join([*([str(self.model)] if a.verbose else []), *lines])
+        return "\n".join([*([str(self.model)] if arguments.verbose else []), *lines])
 
     def run_training_loop(self) -> dict[str, Any]:
         """Train, and write the run's files.
@@ -236,7 +239,6 @@ class ClassifierCompressor:
         directory = self.directory = self.directory or RunDirectory.create(
             self.arguments.project, self.arguments.name, self.arguments.exist_ok
         )
-        self.first_batch.path = directory.path / "train_batch.jpg" if distributed.is_main() else None
         self.history.folder = directory.path if distributed.is_main() else None
         try:
             if fresh and distributed.is_main():

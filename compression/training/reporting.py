@@ -8,8 +8,8 @@ from compression.schedule.scheduler import CompressionScheduler
 from compression.statistics.activations import measure_activations
 from compression.statistics.summaries import masks_table, render, sparsity_of
 from compression.training.arguments import TrainArguments
-from compression.training.data import Feed
-from models.quantized import weights_by_name
+from compression.training.data_feed import DataFeed
+from models.quantized.preparing import weights_by_name
 from utils import distributed
 from utils.errors import UserError
 from utils.files.checkpoint import write_text
@@ -21,7 +21,7 @@ PHASES = ("train", "val", "test")
 
 
 class EpochReports(Hook):
-    """Reports to files in the run's folder, to TensorBoard and to the terminal; the history holds folder and writer."""
+    """Writes to the run's folder, TensorBoard or the terminal; the history holds the folder and TensorBoard's writer."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -32,7 +32,7 @@ class SparsityReport(EpochReports):
 
     Args:
         history: of the run.
-        scheduler: whose masks are printed.
+        scheduler: holds the masks.
         prints_masks: whether to print a table of the masks (--masks-sparsity).
     """
 
@@ -74,10 +74,10 @@ class ActivationReport(EpochReports):
     Args:
         history: of the run.
         feed: the images.
-        phase: the split; of the training images, a sample as the network sees them in evaluation.
+        phase: the split to measure on; of the training images, a sample without augmentation.
     """
 
-    def __init__(self, history: History, feed: Feed, phase: str) -> None:
+    def __init__(self, history: History, feed: DataFeed, phase: str) -> None:
         super().__init__(history)
         self.feed, self.phase = feed, phase
 
@@ -89,11 +89,11 @@ class ActivationReport(EpochReports):
         table.log(self.history.writer, run.epoch + 1)
 
 
-def reports_of(arguments: TrainArguments, history: History, scheduler: CompressionScheduler | None, feed: Feed) -> list[EpochReports]:
-    """Return the reports that a run's arguments ask for.
+def reports_of(arguments: TrainArguments, history: History, scheduler: CompressionScheduler | None, feed: DataFeed) -> list[EpochReports]:
+    """Return the reports that the arguments ask for.
 
     Raises:
-        UserError: an argument asks for what is not there.
+        UserError: there is nothing to report on.
     """
     reports: list[EpochReports] = []
     if scheduler and scheduler.schedule.of("pruner", "regularizer", "extension"):

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run, and how a run goes on from one."""
+"""What a checkpoint holds of a run, and how a run is resumed from one."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from utils.loop.engine import Run
 from utils.loop.hooks import Hook
 from utils.measures.profile import Profile
 
-OVERRIDABLE = {"device", "workers", "verbose", "local_rank"}  # what a resumed run may be told anew; the last is the launcher's
-CALL = {"resume", "project"}  # what says which run goes on
+OVERRIDABLE = {"device", "workers", "verbose", "local_rank"}  # these may differ in a resumed run; the launcher sets the last
+CALL = {"resume", "project"}  # these say which run is resumed
 
 
 def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments, RunDirectory | None, dict[str, Any] | None]:
-    """Find the run that goes on, if one does: the one that --resume names, or the one whose workers torchrun restarts.
+    """Find the run to resume, if any: the one that --resume names, or the one whose workers torchrun has restarted.
 
     Returns:
-        The arguments (those of the run's record), the run's folder, its checkpoint; for a new run, its arguments (which
-        with --reset-optimizer take that run's weights) and None twice.
+        The arguments on record, the run's folder and its checkpoint. For a new run: its arguments (with --reset-optimizer
+        they name the old run's weights), None and None.
 
     Raises:
         UserError: there is no such run, it has finished, or an argument is given that can't change.
     """
-    anew = arguments.reset_optimizer or (arguments.looks_only and bool(arguments.resume))
-    if anew:
+    if arguments.reset_optimizer or (arguments.looks_only and arguments.resume):
         arguments = _from_weights_alone(arguments)
     directory = None
     if distributed.is_main():
@@ -45,8 +44,8 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
         return arguments, None, None
     if arguments.resume and (extra := sorted(given - OVERRIDABLE - CALL)):
         raise UserError(
-            f"--{extra[0].replace('_', '-')} can't be changed by --resume-from: a run that goes on keeps its arguments, but for "
-            "--device, --verbose and --workers; to begin a new run from its weights add --reset-optimizer"
+            f"--{extra[0].replace('_', '-')} can't be changed by --resume-from: a resumed run keeps its arguments, except "
+            "--device, --verbose and --workers; to start a new run from its weights, add --reset-optimizer"
         )
     content = read_tensor_file(directory.last)
     if not is_checkpoint(content) or "training" not in content:
@@ -59,9 +58,9 @@ def open_run(arguments: TrainArguments, given: set[str]) -> tuple[TrainArguments
 
 
 def _from_weights_alone(arguments: TrainArguments) -> TrainArguments:
-    """Return the arguments of what starts from a run's weights: a new run at epoch 0, or an analysis."""
+    """Return arguments that take only the weights of the run that --resume names: for a new run, or for an analysis."""
     if not arguments.resume:
-        raise UserError("--reset-optimizer goes with --resume-from RUN: it begins anew from that run's weights")
+        raise UserError("--reset-optimizer goes with --resume-from RUN: it starts a new run from that run's weights")
     if arguments.weights or arguments.pretrained:
         other = "weights" if arguments.weights else "pretrained"
         raise UserError(f"--resume-from and --{other} exclude each other: both say where the weights come from")
@@ -71,7 +70,7 @@ def _from_weights_alone(arguments: TrainArguments) -> TrainArguments:
 
 
 def inference_state(run: Run, arguments: TrainArguments, profile: Profile) -> dict[str, Any]:
-    """Return what every checkpoint holds, which is all that a shipped one needs."""
+    """Return what every checkpoint holds, and all that inference needs."""
     evaluation = run.evaluation
     metrics = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss} if evaluation else {}
     return {
@@ -84,7 +83,7 @@ def inference_state(run: Run, arguments: TrainArguments, profile: Profile) -> di
 
 
 def training_state(run: Run, hooks: Sequence[Hook], data: ImageData) -> dict[str, Any]:
-    """Return what a run needs beside ``inference_state`` to go on bit-identically."""
+    """Return what a resumed run needs besides ``inference_state`` to end with the same bits."""
     return {
         "model": run.model.state_dict() if run.ema else None,
         "ema": run.ema.state_dict() if run.ema else None,
@@ -102,15 +101,15 @@ def training_state(run: Run, hooks: Sequence[Hook], data: ImageData) -> dict[str
 
 
 def restore_(run: Run, hooks: Sequence[Hook], data: ImageData, checkpoint: dict[str, Any]) -> None:
-    """Take up a run where its checkpoint left it, in place.
+    """Restore a run to where its checkpoint left it, in place.
 
     Raises:
-        UserError: the images are no longer those that the run began with.
+        UserError: the images have changed since, or the checkpoint lacks a hook's state.
     """
     state = checkpoint["training"]
     for name, digest in state["splits"].items():
         if data.split(name).digest() != digest:
-            raise UserError(f"the {name} images of data '{data.name}' have changed since the run began; it can't go on bit-identically")
+            raise UserError(f"the {name} images of data '{data.name}' have changed since the run began, so it can't be resumed")
     run.model.load_state_dict(state["model"] or checkpoint["state_dict"])
     if run.ema:
         run.ema.model.load_state_dict(checkpoint["state_dict"])

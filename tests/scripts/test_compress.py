@@ -310,5 +310,5 @@ def test_a_schedule_that_distils_and_a_teacher_by_flags_exclude_each_other(scrip
     flags = ("--weights", weights, "--compress", schedule, "--epochs", 1)
     done = script("train.py", *QUICK, *flags, "--kd-resume", weights)
     assert done.code == 2
-    assert "distils already" in done.err
+    assert "has a distiller already" in done.err
     assert script("train.py", *QUICK, *flags, "--dry-run").code == 0

@@ -21,7 +21,7 @@ from compression.pruning.plan import PruningPlan
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut
 from compression.training.arguments import TrainArguments
-from compression.training.setup import prepare
+from compression.training.setup import set_up
 from models.loading import load_classifier
 from models.networks import build
 from tests.conftest import CLASSES, ROOT, write_images
@@ -209,7 +209,7 @@ def test_every_file_of_a_run_is_there_and_right(script, tmp_path, monkeypatch):
     assert read_json(tmp_path / "runs/prune/exp2/results.json")["rank_seconds"] == 0
 
     # train.py makes the same initial weights of the dense network, the rates and the rank files.
-    made = prepare(TrainArguments(weights=str(DIGITS), data="digits", compress_rate=rates, ranks=str(run / "ranks")))
+    made = set_up(TrainArguments(weights=str(DIGITS), data="digits", compress_rate=rates, ranks=str(run / "ranks"))).network
     assert same_state(made.model.state_dict(), content["state_dict"])
     assert made.plan == {**plan, "widths": {name: width for name, width in kept(results).items() if name not in ("layer3.0.conv2", "fc")}}
     assert made.spec == ModelSpec.from_dict(content["spec"])

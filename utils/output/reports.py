@@ -24,20 +24,19 @@ SHOWN = 32
 
 
 class FirstBatch(Hook):
-    """Draws the first training batch as the network sees it, when ``path`` is set."""
+    """Draws the first training batch as the network sees it, into the history's folder: train_batch.jpg."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.path: Path | None = None
+    def __init__(self, spec: ModelSpec, history: History) -> None:
+        self.spec, self.history = spec, history
 
     def on_minibatch_begin(self, run: Run) -> None:
-        if self.path is None or run.epoch or run.step:
+        if self.history.folder is None or run.epoch or run.step:
             return
         mean, std = torch.tensor(self.spec.mean), torch.tensor(self.spec.std)
         pixels = (run.inputs.detach().float().cpu().permute(0, 2, 3, 1) * std + mean) * 255
         images = pixels.clamp(0, 255).byte().numpy()
         labels = (run.targets if run.targets.ndim == 1 else run.targets.argmax(1)).tolist()
-        mosaic(list(images), [self.spec.class_names[label] for label in labels], self.path)
+        mosaic(list(images), [self.spec.class_names[label] for label in labels], self.history.folder / "train_batch.jpg")
 
 
 def report_training(

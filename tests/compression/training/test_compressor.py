@@ -156,7 +156,7 @@ def test_a_schedule_that_sets_the_rate_says_what_it_makes_void(arguments, tmp_pa
         "lr_schedulers: {falling: {class: ExponentialLR, gamma: 0.5}}\n"
         "policies: [{lr_scheduler: {instance_name: falling}, starting_epoch: 0}]\n"
     )
-    note = "--cos-lr and --warmup-epochs change nothing"
+    note = "--cos-lr and --warmup-epochs have no effect"
     assert note in ClassifierCompressor(arguments(compress="rate.yaml", cos_lr=True)).summary()
     assert note not in ClassifierCompressor(arguments(compress="rate.yaml")).summary()
     assert note not in ClassifierCompressor(arguments(cos_lr=True)).summary()

@@ -1,4 +1,4 @@
-"""The images of a training run: its splits, their order, and what loads them."""
+"""The images of a training run: its splits, the order they come in, and their loaders."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from utils.data.transforms import Augmentation, TrainTransform
 from utils.errors import UserError
 from utils.spec import ModelSpec
 
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32  # what a schedule measures the network on
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32  # for what a schedule measures
 
 
 class Loaders(NamedTuple):
-    """What yields a run's batches, this rank's share of them; ``test`` is None where the data has no such split."""
+    """The loaders of a run's batches, of this rank's share; ``test`` is None if the data has no such split."""
 
     train: DataLoader[Any]
     val: DataLoader[Any]
     test: DataLoader[Any] | None
 
 
-class Feed:
+class DataFeed:
     """Loads a run's images.
 
     Args:
@@ -50,9 +50,9 @@ class Feed:
         self.workers = choose_workers(arguments.workers, self.world)
         in_memory = isinstance(train.images, ArrayImages | CachedImages)
         if device.type == "cpu" and in_memory and not augmentation.is_heavy:
-            self.workers = 0  # a batch takes a few percent of a step; workers would take the network's cores for more than that
+            self.workers = 0  # a batch loads in a few percent of a step's time; workers would cost the network more than that
         if not 0 < arguments.effective_train_size <= 1:
-            raise UserError(f"effective-train-size is {arguments.effective_train_size}; it is a share of the training images, in (0, 1]")
+            raise UserError(f"effective-train-size is {arguments.effective_train_size}, a share of the images; it must lie in (0, 1]")
         self.train_set = SplitDataset(train, spec, TrainTransform(augmentation, spec), substitute=True)
         self.order = TrainOrder(
             len(train), arguments.batch_size // self.world, arguments.seed, self.rank, self.world, arguments.effective_train_size
@@ -69,7 +69,7 @@ class Feed:
         return Loaders(self.train_loader, self.val_loader, self.evaluation("test")[1] if "test" in self.data.splits else None)
 
     def evaluation(self, split: str) -> tuple[SplitDataset, DataLoader[Any]]:
-        """Return a split as it is measured, this rank's share of it.
+        """Return a split without augmentation, and the loader of this rank's share.
 
         Raises:
             UserError: the data has no such split.
