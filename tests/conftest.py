@@ -19,12 +19,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}  # RGB
+# The images are small, so a second thread would mostly wait for the first. make test-processors asks for more of them.
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    """The images are small: a second thread would mostly wait for the first."""
-    torch.set_num_threads(1)
+def _threads() -> None:
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ class Process:
     """``python COMMAND`` running in a folder, with its output in a file; killed when the ``with`` block is left."""
 
     def __init__(self, *command: object, cwd: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
         handle, name = tempfile.mkstemp(suffix=".log")
         self.log = Path(name)
         arguments = [sys.executable, *map(str, command)]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, THREADS
 
 
 def as_script(name: str, *arguments: object) -> None:
@@ -32,7 +32,7 @@ def _be_rank(rank: int, world: int, port: int, folder: Path, log: Path, target: 
     if world > 1:
         os.environ |= {"WORLD_SIZE": f"{world}", "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = f"{port}"
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     with log.open("w", buffering=1) as output:
         sys.stdout = sys.stderr = output
         target(*arguments)
