@@ -1,4 +1,4 @@
-"""Post-training quantization from the command line, under Distiller's names: --quantize-eval and --qe-*."""
+"""The quantizer of --quantize-eval and the --qe-* flags, under Distiller's names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ OPTIONS = {
 
 
 def requested_quantizer(arguments: PostTrainingArguments) -> PostTrainLinearQuantizer | None:
-    """Return the quantizer that the flags describe; None where none is asked for.
+    """Return the quantizer that the flags describe, or None without --quantize-eval.
 
     Raises:
-        UserError: a value means nothing, or flags do not go together.
+        UserError: a value is invalid, or flags contradict each other.
     """
     fields = dataclasses.fields(PostTrainingArguments)
     given = {field.name: getattr(arguments, field.name) for field in fields if getattr(arguments, field.name) != field.default}
@@ -40,7 +40,7 @@ def requested_quantizer(arguments: PostTrainingArguments) -> PostTrainLinearQuan
             raise UserError(f"--qe-config-file and {_spelt(next(iter(given)))} exclude each other; write it into the file")
         quantizer = read_quantizer(Path(arguments.qe_config_file))
         if not isinstance(quantizer, PostTrainLinearQuantizer):
-            raise UserError(f"{arguments.qe_config_file}: {type(quantizer).__name__} has to be trained; give the file to --compress")
+            raise UserError(f"{arguments.qe_config_file}: {type(quantizer).__name__} is for training; give the file to --compress")
         return quantizer
     return build(PostTrainLinearQuantizer, {OPTIONS[name]: value for name, value in given.items()}, Place("--quantize-eval", {}, {}))
 

@@ -1,13 +1,15 @@
-"""What train.py does instead of training: print a timeline or a summary, analyse sensitivity, thin or quantize a network."""
+"""What train.py can do instead of training: print a timeline or a summary, analyse sensitivity, thin or quantize a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 
 from compression.analysis.post_training import requested_quantizer
-from compression.analysis.sensitivity import KINDS, TOLERANCE, analyse, parse_range, write_results, write_schedule
+from compression.analysis.sensitivity import KINDS, analyse, parse_range, write_results
+from compression.analysis.sensitivity_schedule import TOLERANCE, write_schedule
 from compression.exporting.learned import fits_int8
 from compression.quantizers.calibrating import write_spreads
 from compression.schedule.masks import Masks
@@ -27,7 +29,7 @@ from utils.measures.metrics import Evaluation
 
 
 def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor], str] | None:
-    """Return what to do instead of training, if the arguments say so.
+    """Return what the arguments ask for instead of training, or None.
 
     Raises:
         UserError: a name is unknown, or two are asked for.
@@ -42,7 +44,7 @@ def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor
     }
     given = [name for name in asked if getattr(arguments, name)]
     if requested_quantizer(arguments) and "evaluate" in given:
-        given.remove("evaluate")  # Distiller wants both
+        given.remove("evaluate")  # Distiller's users give both
     if len(given) > 1:
         raise UserError(f"--{given[0].replace('_', '-')} and --{given[1].replace('_', '-')} exclude each other")
     if arguments.sense and arguments.sense not in KINDS:
@@ -54,17 +56,17 @@ def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor
     trained = arguments.weights or arguments.resume or arguments.pretrained
     for name in ("thinnify", "sense", "quantize_eval", "evaluate"):
         if getattr(arguments, name) and not trained:
-            raise UserError(f"--{name.replace('_', '-')} looks at a trained network; give --weights FILE or --resume-from RUN")
+            raise UserError(f"--{name.replace('_', '-')} needs a trained network; give --weights FILE or --resume-from RUN")
     return asked[given[0]] if given else None
 
 
 def show_timeline(compressor: ClassifierCompressor) -> str:
     """Return the schedule's timeline."""
-    a, scheduler = compressor.arguments, compressor.scheduler
+    arguments, scheduler = compressor.arguments, compressor.scheduler
     assert scheduler is not None
     rate = compressor.run.learning_rate
-    rates = [rate.at(epoch + 1 / compressor.run.steps_per_epoch) for epoch in range(a.epochs)] if rate else None
-    return timeline(scheduler.schedule, a.epochs, a.lr0, rates)
+    rates = [rate.at(epoch + 1 / compressor.run.steps_per_epoch) for epoch in range(arguments.epochs)] if rate else None
+    return timeline(scheduler.schedule, arguments.epochs, arguments.lr0, rates)
 
 
 def show_summary(compressor: ClassifierCompressor) -> str:
@@ -73,31 +75,30 @@ def show_summary(compressor: ClassifierCompressor) -> str:
 
 
 def analyse_sensitivity(compressor: ClassifierCompressor) -> str:
-    """Prune every layer alone at several sparsities, measure on the validation images; write table, plot and a schedule.
+    """Prune every layer alone to several sparsities and measure each on the validation images; write a table, a plot and a schedule.
 
-    Where no schedule comes of it, since nothing tolerates any pruning, table and plot still stand.
+    If no layer tolerates any pruning there is no schedule, but still the table and the plot.
     """
-    a = compressor.arguments
-    sparsities = parse_range(a.sense_range)
-    model = compressor.run.averaged
-    graph = None if a.sense == "element" else Measurements(model, compressor.feed.calibration).graph
-    table = analyse(model, graph, a.sense, sparsities, compressor.validate, progress=_progress)
-    with _new_directory(a) as directory:
+    arguments, model = compressor.arguments, compressor.run.averaged
+    kind, sparsities = arguments.sense, parse_range(arguments.sense_range)
+    graph = None if kind == "element" else Measurements(model, compressor.feed.calibration).graph
+    table = analyse(model, graph, kind, sparsities, compressor.validate, progress=_progress)
+    with _new_directory(arguments) as directory:
         if not distributed.is_main():
             return ""
         write_results(table, directory.path)
         path = directory.path / "schedule.yaml"
         try:
-            write_schedule(table, a.sense, graph, TOLERANCE, path)
+            write_schedule(table, kind, graph, TOLERANCE, path)
         except UserError as error:
             return f"table and plot: {directory.path}\n{error}"
-    source = f"--weights {a.weights}" if a.weights else f"--model {a.model} --pretrained"
-    return f"table, plot and schedule: {directory.path}\nnext: python train.py {source} --data {a.data} --compress {path}"
+    source = f"--weights {arguments.weights}" if arguments.weights else f"--model {arguments.model} --pretrained"
+    return f"table, plot and schedule: {directory.path}\nnext: python train.py {source} --data {arguments.data} --compress {path}"
 
 
 @contextmanager
 def _new_directory(arguments: TrainArguments) -> Iterator[RunDirectory]:
-    """Make a run's folder, which goes again if writing into it fails."""
+    """Make a run's folder, and delete it again if writing to it fails."""
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     try:
         yield directory
@@ -113,61 +114,51 @@ def _progress(name: str, done: int, of: int) -> None:
 
 def thin(compressor: ClassifierCompressor) -> str:
     """Remove the filters that are zero, and save the thinned network."""
-    before = compressor.profile
+    before, run = compressor.profile, compressor.run
     measurements = Measurements(compressor.model, compressor.feed.calibration)
-    thinned = thin_(compressor.run, Masks(), measurements, FilterRemover.role)
+    thinned = thin_(run, Masks(), measurements, FilterRemover.role)
     if not thinned.groups:
         return str(thinned)
-    a, after = compressor.arguments, compressor.profile
-    compressor.run.evaluation = compressor.validate()
-    with _new_directory(a) as directory:
-        path = directory.weights / "thinned.pt"
-        if distributed.is_main():
-            save_checkpoint(path, inference_state(compressor.run, a, after))
-    return "\n".join(
-        [
-            str(thinned),
-            f"multiply-adds {before.macs:,} -> {after.macs:,}, parameters {before.params:,} -> {after.params:,}",
-            measured(compressor.run.evaluation),
-            f"checkpoint {path}",
-        ]
-    )
+    after, run.evaluation = compressor.profile, compressor.validate()
+    with _new_directory(compressor.arguments) as directory:
+        path = _save(compressor, directory, "thinned.pt")
+    costs = f"multiply-adds {before.macs:,} -> {after.macs:,}, parameters {before.params:,} -> {after.params:,}"
+    return f"{thinned}\n{costs}\n{measured(run.evaluation)}\ncheckpoint {path}"
+
+
+def _save(compressor: ClassifierCompressor, directory: RunDirectory, name: str) -> Path:
+    path = directory.weights / name
+    if distributed.is_main():
+        save_checkpoint(path, inference_state(compressor.run, compressor.arguments, compressor.profile))
+    return path
 
 
 def quantize(compressor: ClassifierCompressor) -> str:
     """Quantize the network after training, measure it before and after, and save it with what was calibrated."""
-    a, run = compressor.arguments, compressor.run
-    quantizer = requested_quantizer(a)
+    arguments, run = compressor.arguments, compressor.run
+    quantizer = requested_quantizer(arguments)
     assert quantizer is not None
     before = compressor.validate()
     measurements = Measurements(run.model, compressor.feed.calibration)
     quantize_(run, quantizer, measurements.inputs(), lambda: measurements.examples)
     run.evaluation = compressor.validate()
-    with _new_directory(a) as directory:
-        path = directory.weights / "quantized.pt"
+    with _new_directory(arguments) as directory:
+        path = _save(compressor, directory, "quantized.pt")
         if distributed.is_main():
             write_spreads(directory.path / "calibration.yaml", quantizer.spreads)
-            save_checkpoint(path, inference_state(run, a, compressor.profile))
-    return "\n".join(
-        [
-            f"{len(run.spec.quantization)} layers quantized, ranges of {len(measurements.examples)} training images",
-            f"before: {measured(before)}",
-            f"after:  {measured(run.evaluation)}",
-            f"checkpoint {path}",
-            f"next: python export.py --weights {path} --int8 --data {a.data}"
-            if fits_int8(run.model)
-            else f"next: python val.py --weights {path} --data {a.data}",
-        ]
+    command = f"export.py --weights {path} --int8" if fits_int8(run.model) else f"val.py --weights {path}"
+    return (
+        f"{len(run.spec.quantization)} layers quantized, ranges of {len(measurements.examples)} training images\n"
+        f"before: {measured(before)}\nafter:  {measured(run.evaluation)}\n"
+        f"checkpoint {path}\nnext: python {command} --data {arguments.data}"
     )
 
 
 def measure(compressor: ClassifierCompressor) -> str:
     """Measure the network on the validation images."""
     evaluation = compressor.validate()
-    lines = [measured(evaluation)]
-    if compressor.arguments.confusion:
-        lines.append(confusion_text(evaluation, compressor.spec.class_names))
-    return "\n".join(lines)
+    confusion = f"\n{confusion_text(evaluation, compressor.spec.class_names)}" if compressor.arguments.confusion else ""
+    return measured(evaluation) + confusion
 
 
 def measured(evaluation: Evaluation) -> str:

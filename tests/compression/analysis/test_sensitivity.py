@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from compression.analysis.sensitivity import analyse, parse_range, tolerated, write_results, write_schedule
+from compression.analysis.sensitivity import analyse, parse_range, write_results
+from compression.analysis.sensitivity_schedule import tolerated, write_schedule
 from compression.schedule.pruners import PRUNERS, Moment, PruningTask
 from compression.tracing.channels import trace
 from models.networks.resnet import CifarResNet
