@@ -37,7 +37,7 @@ from compression.scoring.criteria import score
 from compression.tracing.channels import trace
 from models.backends import Backend, TorchBackend, open_backend
 from models.backends.metadata import Metadata
-from models.loading import Loaded, load_classifier
+from models.loading import LoadedClassifier, load_classifier
 from models.networks import build
 from models.networks.widths import group_counts
 from models.validation import load_for, measure
@@ -66,7 +66,7 @@ class Form:
     times: dict[int, list[float]] = field(default_factory=dict)
 
 
-def random_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
+def random_networks(options: argparse.Namespace) -> list[tuple[str, LoadedClassifier]]:
     """Build a network with random weights, and cut a copy to half its multiply-adds, uniformly, by L1."""
     spec = ModelSpec(options.model, 1000 if options.imgsz >= 128 else 10, options.imgsz)
     torch.manual_seed(options.seed)
@@ -77,10 +77,13 @@ def random_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
     orders = {name: found.order.tolist() for name, found in score("l1", dense, graph, None, options.seed, widths).groups.items()}
     narrow = deepcopy(dense)
     shrink_(narrow, graph, make_plan(graph, widths, orders).kept, next(noise(spec, 2, options.seed).batches())[0])
-    return [("dense", Loaded(dense, spec)), ("pruned", Loaded(narrow.eval(), spec_of(spec, group_counts(dense), narrow)))]
+    return [
+        ("dense", LoadedClassifier(dense, spec)),
+        ("pruned", LoadedClassifier(narrow.eval(), spec_of(spec, group_counts(dense), narrow))),
+    ]
 
 
-def trained_networks(options: argparse.Namespace) -> list[tuple[str, Loaded]]:
+def trained_networks(options: argparse.Namespace) -> list[tuple[str, LoadedClassifier]]:
     """Load checkpoints."""
     found = [load_classifier(path, options.model or None) for path in options.weights]
     for path, loaded in zip(options.weights, found, strict=True):
@@ -95,7 +98,7 @@ def noise(spec: ModelSpec, count: int, seed: int) -> Calibration:
     return Calibration(images, torch.zeros(count, dtype=torch.long), spec, 32)
 
 
-def forms_of(step: str, loaded: Loaded, calibration: Calibration, formats: Sequence[str], folder: Path) -> list[Form]:
+def forms_of(step: str, loaded: LoadedClassifier, calibration: Calibration, formats: Sequence[str], folder: Path) -> list[Form]:
     """Write a network in each format and precision, and open what was written; a file of wrong outputs is refused."""
     eager = TorchBackend(loaded, CPU)
     macs, size = count_macs(eager.model, eager.spec), sum(t.numel() * t.element_size() for t in eager.model.state_dict().values())

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.backends import Backend, warm_up
-from models.backends.exported import name_outputs_
+from models.backends import Backend, name_outputs_, warm_up
 from utils.data.datasets import load_data, with_validation
 from utils.data.images import preprocess
 from utils.data.loaders import EvalOrder, SplitDataset, choose_workers, make_loader

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from models.loading import Loaded
+from models.loading import LoadedClassifier
 from utils.errors import UserError
 from utils.loop.precision import Precision
 from utils.spec import ModelSpec
@@ -22,7 +22,7 @@ class Teacher:
     logits come in the order of the student's classes.
 
     Args:
-        network: which is frozen in place; a ``Loaded`` brings its specification.
+        network: which is frozen in place; a ``LoadedClassifier`` brings its specification.
         student: the student's specification.
         spec: the teacher's, of a plain module.
         device: the student's; None leaves the network where it is.
@@ -33,14 +33,14 @@ class Teacher:
 
     def __init__(
         self,
-        network: nn.Module | Loaded,
+        network: nn.Module | LoadedClassifier,
         student: ModelSpec | None = None,
         spec: ModelSpec | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.notes = list(network.notes) if isinstance(network, Loaded) else []
-        self.spec = network.spec if isinstance(network, Loaded) else spec
-        model = network.model if isinstance(network, Loaded) else network
+        self.notes = list(network.notes) if isinstance(network, LoadedClassifier) else []
+        self.spec = network.spec if isinstance(network, LoadedClassifier) else spec
+        model = network.model if isinstance(network, LoadedClassifier) else network
         self.order: Tensor | None = None
         self.affine: tuple[Tensor, Tensor] | None = None
         if self.spec is not None and student is not None:

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from models.backends.exported import optional_module
-from models.backends.onnx import open_session
-from models.backends.openvino import compile_model, find_xml, read_model
+from models.backends.onnx_runtime import open_session
+from models.backends.openvino_runtime import compile_model, find_xml, read_model
 
 # onnxruntime's operators that multiply 8-bit numbers; what it could not fuse stays Conv, Gemm or MatMul in float32.
 INT8_OPERATORS = frozenset(

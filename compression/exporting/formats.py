@@ -15,7 +15,7 @@ from compression.exporting.graphs import Source, describe_, layers_of, to_torchs
 from compression.exporting.quantizing import import_nncf, quantize_onnx, quantize_openvino
 from models.backends.exported import optional_module
 from models.backends.metadata import KEY, TORCHSCRIPT_FILE, Metadata
-from models.backends.openvino import find_xml, read_model
+from models.backends.openvino_runtime import find_xml, read_model
 from utils.files.checkpoint import atomic_write
 
 

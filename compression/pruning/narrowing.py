@@ -17,12 +17,13 @@ from compression.scoring.scores import GroupScore
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.tracing.graph import ChannelGraph
-from models.loading import load_state_, plain_name
 from models.networks import build, definition_of, finish_
 from models.networks.widths import group_counts, resize_
 from models.networks.yolo import NotBuiltNarrow, build_yolo
+from models.state_dicts import load_state_
 from utils.errors import UserError
 from utils.measures.profile import example_input
+from utils.options import plain
 from utils.spec import ModelSpec
 
 
@@ -134,7 +135,7 @@ def load_model(
         UserError: the weights or the widths do not fit; the model is as it was.
         NotProved: the narrow network is not the masked dense one; the model is as it was.
     """
-    state_dict = {plain_name(name): tensor for name, tensor in state_dict.items()}
+    state_dict = {plain(name): tensor for name, tensor in state_dict.items()}
     dense = deepcopy(model)
     resize_(dense, state_dict, _dense_groups(model, state_dict) if groups is None else groups)
     load_state_(dense, state_dict)

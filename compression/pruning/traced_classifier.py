@@ -17,7 +17,7 @@ from compression.pruning.rates import parse_rates
 from compression.scoring.criteria import CRITERIA
 from compression.tracing.channels import trace
 from compression.tracing.graph import ChannelGraph
-from models.loading import Loaded, default_size, load_classifier
+from models.loading import LoadedClassifier, default_size, load_classifier
 from models.networks import build, resolve_model
 from utils.errors import UserError, nearest, unknown
 from utils.measures.profile import Profile, count_macs, example_input, profile
@@ -32,7 +32,7 @@ WITHOUT_ZEROS = (nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Leak
 class TracedClassifier:
     """The network that is cut, and its channel groups."""
 
-    loaded: Loaded
+    loaded: LoadedClassifier
     spec: ModelSpec
     graph: ChannelGraph
     entries: list[Entry]
@@ -97,7 +97,7 @@ def load_traced(a: PruneArguments) -> TracedClassifier:
     else:
         name, definition = resolve_model(a.model)
         spec = ModelSpec(name, a.num_classes, default_size(name) if a.imgsz is None else a.imgsz, definition=definition)
-        loaded = Loaded(build(spec), spec, named=False)
+        loaded = LoadedClassifier(build(spec), spec, named=False)
     spec = loaded.spec if a.imgsz is None else loaded.spec.with_(imgsz=a.imgsz)
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
     measured = profile(loaded.model, spec)

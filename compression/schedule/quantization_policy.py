@@ -11,7 +11,7 @@ from compression.quantizers.quantizer import Quantizer
 from compression.schedule.thinning import ThinningPolicy
 from compression.schedule.windows import Window
 from compression.scoring.calibration import Calibration
-from models.quantized.preparing import input_tensors, is_quantized, prepare_, prepare_alike_, recipe_of, refresh_
+from models.quantized.preparing import input_ranges, is_quantized, prepare_, prepare_alike_, recipe_of, refresh_
 from utils import distributed
 from utils.errors import UserError
 from utils.loop.hooks import Hook, LoopState
@@ -31,7 +31,7 @@ def quantize_(run: LoopState, quantizer: Quantizer, inputs: Tensor, examples: Ca
     """
     batches = (images for images, _ in examples().batches()) if quantizer.calibrates else None
     quantizer.prepare_model(run.model, inputs, run.optimizer, batches)
-    distributed.broadcast_([tensor for pair in input_tensors(run.model).values() for tensor in pair])
+    distributed.broadcast_([tensor for pair in input_ranges(run.model).values() for tensor in pair])
     if run.ema:
         prepare_alike_(run.ema.model, run.model)
     if run.spec:

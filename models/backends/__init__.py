@@ -1,4 +1,4 @@
-"""Run a classifier from a file: uint8 images in, logits out. One line in ``BACKENDS`` per kind of file."""
+"""Run a classifier from a file: uint8 images in, logits out. A runtime for another kind of file is one line in ``RUNTIMES``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from models.backends.exported import ExportedBackend, Start, finite, one_line
-from models.backends.onnx import OnnxRuntime
-from models.backends.openvino import OpenVinoRuntime
-from models.backends.torchscript import TorchScriptRuntime
-from models.loading import Loaded, load_classifier
+from models.backends.exported import ExportedBackend, Runtime, finite, one_line
+from models.backends.onnx_runtime import OnnxRuntime
+from models.backends.openvino_runtime import OpenVinoRuntime
+from models.backends.torchscript_runtime import TorchScriptRuntime
+from models.loading import LoadedClassifier, load_classifier
 from utils.errors import UserError
 from utils.loop.engine import classifier
 from utils.loop.precision import Precision
 from utils.spec import ModelSpec
+
+FOLDER = "an OpenVINO folder"
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".tar")
+RUNTIMES: dict[str, Callable[[Path, torch.device, bool], Runtime]] = {
+    ".onnx": OnnxRuntime,
+    ".torchscript": TorchScriptRuntime,
+    ".xml": OpenVinoRuntime,
+    FOLDER: OpenVinoRuntime,
+}
 
 
 class Backend(Protocol):
@@ -25,9 +34,9 @@ class Backend(Protocol):
 
     Attributes:
         spec: classes, input size and pre-processing.
-        notes: what was mended or assumed while loading.
+        notes: what was adapted or assumed while loading.
         named: whether the class names come from the file; else they are placeholders.
-        record: the arguments of the training run that made the file, as far as the file tells.
+        record: arguments of the training run that made the file, as far as it holds them.
     """
 
     spec: ModelSpec
@@ -42,45 +51,16 @@ class Backend(Protocol):
 class TorchBackend:
     """Runs a network in torch: channels-last, half precision on request."""
 
-    def __init__(self, loaded: Loaded, device: torch.device, half: bool = False, imgsz: int | None = None) -> None:
+    def __init__(self, loaded: LoadedClassifier, device: torch.device, half: bool = False, imgsz: int | None = None) -> None:
         self.spec = loaded.spec if imgsz is None else loaded.spec.with_(imgsz=imgsz)
         self.notes, self.named = loaded.notes, loaded.named
         self.record = loaded.checkpoint.get("arguments", {})
         self.model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.classify = classifier(self.model, self.spec, Precision.choose(device, half))
 
-    @classmethod
-    def open(cls, path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> TorchBackend:
-        """Load a checkpoint."""
-        return cls(load_classifier(path, model_name), device, half, imgsz)
-
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         return finite(self.classify(images).cpu(), self.spec.name)
-
-
-Opener = Callable[[Path, torch.device, bool, str | None, int | None], Backend]
-
-
-def exported(start: Start) -> Opener:
-    """Return the opener of a kind of exported file."""
-
-    def open_(path: Path, device: torch.device, half: bool, model_name: str | None, imgsz: int | None) -> Backend:
-        if model_name:
-            raise UserError(f"{path} is an exported network; leave --model {model_name} out")
-        return ExportedBackend(start(path, device, half), path, imgsz)
-
-    return open_
-
-
-FOLDER = "an OpenVINO folder"
-BACKENDS: dict[str, Opener] = {
-    **dict.fromkeys((".pt", ".pth", ".th", ".bin", ".tar"), TorchBackend.open),
-    ".onnx": exported(OnnxRuntime),
-    ".torchscript": exported(TorchScriptRuntime),
-    ".xml": exported(OpenVinoRuntime),
-    FOLDER: exported(OpenVinoRuntime),
-}
 
 
 def open_backend(
@@ -91,34 +71,52 @@ def open_backend(
     Args:
         weights: the file, or an OpenVINO model's folder.
         device: where to run it.
-        half: compute in half precision where the device has it.
-        model_name: the architecture, for a plain state dict that does not tell.
-        imgsz: side of the input where it shall not be the file's own.
+        half: compute in half precision if the device can.
+        model_name: the architecture, for a plain state dict, which does not tell.
+        imgsz: side of the input, if not the file's own.
 
     Raises:
-        UserError: no backend reads this kind of file, or the file is not sound.
+        UserError: nothing here reads this kind of file, or the file is not sound.
     """
-    kind = kind_of(weights)
-    if not weights or not Path(weights).exists():
+    kind, path = kind_of(weights), Path(weights)
+    if not weights or not path.exists():
         raise UserError(f"no weights file {weights}" if weights else "--weights is empty; give a file")
-    if kind not in BACKENDS:
-        raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join(BACKENDS)}")
-    return BACKENDS[kind](Path(weights), device, half, model_name, imgsz)
+    if kind in TORCH_SUFFIXES:
+        return TorchBackend(load_classifier(path, model_name), device, half, imgsz)
+    if kind not in RUNTIMES:
+        raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join((*TORCH_SUFFIXES, *RUNTIMES))}")
+    if model_name:
+        raise UserError(f"{weights} is an exported network; leave --model {model_name} out")
+    return ExportedBackend(RUNTIMES[kind](path, device, half), path, imgsz)
 
 
 def kind_of(weights: str) -> str:
-    """Return a file's entry in ``BACKENDS``, if it has one."""
+    """Return a file's suffix, or ``FOLDER``."""
     return FOLDER if Path(weights).is_dir() else Path(weights).suffix.lower()
 
 
 def is_exported(weights: str) -> bool:
     """Whether a file is one that export.py or another exporter writes; a folder is one if it holds an .xml."""
     kind = kind_of(weights)
-    return any(Path(weights).glob("*.xml")) if kind == FOLDER else BACKENDS.get(kind, TorchBackend.open) != TorchBackend.open
+    return any(Path(weights).glob("*.xml")) if kind == FOLDER else kind in RUNTIMES
+
+
+def name_outputs_(backend: Backend, class_names: tuple[str, ...], data: str) -> None:
+    """Give a classifier without class names those of a data set, in place, in the data set's order.
+
+    Raises:
+        UserError: there are not as many as outputs.
+    """
+    if backend.named:
+        return
+    if len(class_names) != backend.spec.num_classes:
+        raise UserError(f"data '{data}' has {len(class_names)} classes, the weights have {backend.spec.num_classes} outputs and no names")
+    backend.spec = backend.spec.with_(class_names=class_names)
+    backend.notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
 
 
 def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:
-    """Run zeros through a backend, so that what is set up on first use is not counted as an image's time.
+    """Run zeros through a backend, so that set-up on first use does not count as an image's time.
 
     Raises:
         UserError: the network does not take images of this size.

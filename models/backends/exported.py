@@ -1,9 +1,8 @@
-"""Run an exported classifier: uint8 images in, logits out, whatever runtime the file is for."""
+"""Run an exported classifier in any runtime: uint8 images in, logits out."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +18,9 @@ from utils.spec import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, ModelSpec
 
 Shape = tuple[int | None, ...]
 INSTALL = "pip install -r requirements-export.txt"
-PROBED = 2  # images, where a file takes any number: one that was made for one shows here
-SMALLEST = float(np.finfo(np.float32).tiny)  # of a probability, whose logarithm is taken
+CPU = torch.device("cpu")
+PROBED = 2  # images: a file that claims to take any number, but was made for one, fails here
+SMALLEST = float(np.finfo(np.float32).tiny)  # probability whose logarithm is taken
 
 
 def optional_module(name: str, what: str) -> Any:
@@ -39,9 +39,9 @@ class Runtime(Protocol):
     """A file in its runtime.
 
     Attributes:
-        input_shape, input_type: what the file takes, () where it does not tell; None in a shape is any size.
+        input_shape, input_type: what the file takes; () and "" if it does not tell, None for any size.
         metadata: the text that export.py wrote into the file, if it did.
-        notes: what the user should know of how it runs.
+        notes: what the user should know about how it runs.
     """
 
     input_shape: Shape
@@ -53,11 +53,8 @@ class Runtime(Protocol):
         """Return the outputs [B, classes]."""
 
 
-Start = Callable[[Path, torch.device, bool], Runtime]  # (file, device, whether half precision is welcome)
-
-
 class ExportedBackend:
-    """Runs an exported file; what the file does not tell is assumed, and said in ``notes``."""
+    """Runs an exported file; what the file does not tell is assumed, and ``notes`` says so."""
 
     def __init__(self, runtime: Runtime, path: Path, imgsz: int | None = None) -> None:
         self.runtime, self.path, self.notes = runtime, path, list(runtime.notes)
@@ -73,11 +70,11 @@ class ExportedBackend:
     def logits(self, images: Tensor) -> Tensor:
         inputs = images.numpy() if self.known.preprocessing else normalise_by_table(images.numpy(), self.tables)
         outputs = finite(torch.from_numpy(np.array(self._run(inputs), dtype=np.float32)), str(self.path))
-        # softmax(log(p)) = p, so that whoever takes logits gets the file's own probabilities back.
+        # softmax(log(p)) = p: the softmax of these logits gives the file's own probabilities back.
         return outputs.clamp_min_(SMALLEST).log_() if self.known.softmax else outputs
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """Run any number of images; a file of a fixed batch gets its batches, the last one filled with zeros."""
+        """Run any number of images, in batches if the file's batch size is fixed; the last batch is filled with zeros."""
         inputs, size = inputs.astype(self.runtime.input_type or inputs.dtype, copy=False), self.known.batch_size
         if size is None or len(inputs) == size:
             return self._pass(inputs)
@@ -92,7 +89,8 @@ class ExportedBackend:
         try:
             return self.runtime.run(inputs)
         except Exception as error:  # each runtime raises its own
-            raise UserError(f"{self.path} does not run on {len(inputs)} image(s) of {self.spec.imgsz} px ({one_line(error)})") from None
+            what = f"{len(inputs)} image(s) of {self.known.spec.imgsz} px"
+            raise UserError(f"{self.path} does not run on {what} ({one_line(error)})") from None
 
     def _probe(self, count: int) -> NDArray[Any]:
         """Run a batch of zeros."""
@@ -121,14 +119,34 @@ class ExportedBackend:
             raise self._misfit("probabilities", "outputs that do not sum to 1")
 
     def _misfit(self, told: str, found: str) -> UserError:
-        return UserError(f"{self.path}: its metadata tells {told}, but it has {found}; the metadata is not this file's: export it again")
+        return UserError(f"{self.path}: its metadata claims {told}, but it has {found}; export it again")
 
     def _assume(self, imgsz: int | None) -> Metadata:
-        """Describe a file that tells nothing of itself.
+        """Describe a file without metadata, by its input and by what it gives for zeros.
 
         Raises:
-            UserError: its input is no batch of images, or the size of the images is not known.
+            UserError: it is no classifier of images, or the size of the images is not known.
         """
+        batch, channels, side = self._foreign_input(imgsz)
+        self.known = Metadata(ModelSpec(self.path.stem, 1, side, channels), batch_size=batch, named=False)
+        outputs = self._probe(batch or 1)
+        if outputs.ndim != 2 or len(outputs) != (batch or 1):
+            found = f"{shown_shape(outputs.shape)} for {batch or 1} image(s)"
+            raise UserError(f"{self.path} returns {found}; a classifier returns [batch, classes]")
+        if batch is None and not self._takes_two(outputs.shape[1]):
+            batch = 1
+            self.notes.append(f"{self.path} claims to take any number of images, but takes one; it gets them one by one")
+        softmax = are_probabilities(outputs)
+        spec = ModelSpec(self.path.stem, outputs.shape[1], side, channels)
+        means = ", ".join(f"{value:g}" for value in spec.mean)
+        self.notes.append(
+            f"{self.path} has no metadata of export.py; assumed: images of {side} px, {channels} channel(s), "
+            f"ImageNet's mean ({means}) and std, outputs are {'probabilities' if softmax else 'logits'}"
+        )
+        return Metadata(spec, softmax=softmax, batch_size=batch, named=False)
+
+    def _foreign_input(self, imgsz: int | None) -> tuple[int | None, int, int]:
+        """Return batch size, channels and side of the images that a file without metadata takes."""
         shape = self.runtime.input_shape or (None, 3, None, None)
         if len(shape) != 4 or shape[1] not in (None, 1, 3) or self.runtime.input_type == "uint8":
             raise UserError(
@@ -143,34 +161,17 @@ class ExportedBackend:
             raise UserError(f"{self.path} does not tell the size of its images; give --imgsz")
         if not MIN_IMAGE_SIZE <= side <= MAX_IMAGE_SIZE:
             raise UserError(f"image size is {side}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")
-        self.spec = ModelSpec(self.path.stem, 1, side, channels or 3)
-        self.known = Metadata(self.spec, batch_size=batch, named=False)
-        outputs = self._probe(batch or 1)
-        if outputs.ndim != 2 or len(outputs) != (batch or 1):
-            raise UserError(
-                f"{self.path} gives {shown_shape(outputs.shape)} for {batch or 1} image(s); a classifier gives [batch, classes]"
-            )
-        if batch is None and not self._takes_two(outputs.shape[1]):
-            batch = 1
-            self.notes.append(f"{self.path} says that it takes any number of images, but it takes one; it gets them one by one")
-        softmax = are_probabilities(outputs)
-        spec = ModelSpec(self.path.stem, outputs.shape[1], side, channels or 3)
-        means = ", ".join(f"{value:g}" for value in spec.mean)
-        self.notes.append(
-            f"{self.path} has no metadata of export.py; assumed: images of {side} px, {spec.channels} channel(s), "
-            f"ImageNet's mean ({means}) and std, outputs are {'probabilities' if softmax else 'logits'}"
-        )
-        return Metadata(spec, softmax=softmax, batch_size=batch, named=False)
+        return batch, channels or 3, side
 
 
 def finite(outputs: Tensor, what: str) -> Tensor:
     """Return a classifier's outputs.
 
     Raises:
-        UserError: some are no numbers, so that no class could be told from them.
+        UserError: some are nan or infinite.
     """
     if not bool(outputs.isfinite().all()):
-        raise UserError(f"{what} gives outputs that are no numbers (nan or inf)")
+        raise UserError(f"{what} returns outputs that are not finite (nan or inf)")
     return outputs
 
 
@@ -179,18 +180,10 @@ def are_probabilities(outputs: NDArray[Any]) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(1), 1, atol=1e-2))
 
 
-def name_outputs_(backend: Any, class_names: tuple[str, ...], data: str) -> None:
-    """Give a classifier without class names those of a data set, in place, in the data set's order.
-
-    Raises:
-        UserError: the numbers differ.
-    """
-    if backend.named:
-        return
-    if len(class_names) != backend.spec.num_classes:
-        raise UserError(f"data '{data}' has {len(class_names)} classes, the weights have {backend.spec.num_classes} outputs and no names")
-    backend.spec = backend.spec.with_(class_names=class_names)
-    backend.notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
+def ignored_requests(path: Path, device: torch.device, half: bool) -> list[str]:
+    """Say which requests a file ignores that runs on the CPU, in the precision that it was exported in."""
+    notes = [] if device.type == "cpu" else [f"{path} runs on the CPU, not on {device}"]
+    return [*notes, *([f"{path} computes in the precision that it was exported in; --half changes nothing"] if half else [])]
 
 
 def shown_shape(shape: Shape) -> str:

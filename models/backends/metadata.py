@@ -1,4 +1,4 @@
-"""What an exported file says of itself: enough to feed it and to name what comes out, as one JSON text."""
+"""The metadata of an exported file, one JSON text: how to prepare its inputs, and what its outputs mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = "rankcut"  # the entry of an ONNX file's metadata and of an OpenVINO model
 TORCHSCRIPT_FILE = "rankcut.json"  # inside the archive
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_BATCH = 1 << 16
-# Of the training run's record: how validation images were held out, and which values mean something.
+# What is kept of the training run's record (how validation images were held out), and which values are valid.
 RECORDED: dict[str, Callable[[Any], bool]] = {
     "val_fraction": lambda value: isinstance(value, float) and 0 < value < 1,
     "seed": lambda value: type(value) is int and value >= 0,
@@ -28,13 +28,13 @@ class Metadata:
     """An exported file's description.
 
     Attributes:
-        spec: classes, input size, channels, mean and std; what only building the network needs is left out.
+        spec: classes, input size, channels, mean and std; only building the network would need the rest.
         precision: of the weights.
         preprocessing: whether the file takes uint8 [B, S, S, C]; else it takes normalised float32 [B, C, S, S].
         softmax: whether the outputs are probabilities; else they are logits.
-        batch_size: what the file takes; None where any.
-        named: whether the class names were known, or are placeholders.
-        record: of the training run: how the validation images were held out.
+        batch_size: images per pass; None for any number.
+        named: whether the class names are known; else they are placeholders.
+        record: how the training run held out validation images.
     """
 
     spec: ModelSpec
@@ -47,17 +47,17 @@ class Metadata:
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The shape that the file takes; None is any size."""
+        """Of the file's input; None is any size."""
         side, channels = self.spec.imgsz, self.spec.channels
         return (self.batch_size, side, side, channels) if self.preprocessing else (self.batch_size, channels, side, side)
 
     @property
     def input_type(self) -> str:
-        """The type of number that the file takes."""
+        """Of the numbers that the file takes."""
         return "uint8" if self.preprocessing else "float32"
 
     def to_json(self) -> str:
-        """Return the text that goes into the file."""
+        """Return the JSON text."""
         spec = {key: value for key, value in self.spec.to_dict().items() if key not in ("definition", "dropout", "norm_eps", "groups")}
         content = {name: getattr(self, name) for name in ("precision", "preprocessing", "softmax", "batch_size", "named", "record")}
         return json.dumps({"format": FORMAT, "version": VERSION, "spec": spec, **content})
@@ -67,12 +67,12 @@ class Metadata:
         """Read a file's description.
 
         Raises:
-            UserError: it is not complete, of a newer version, or holds values that mean nothing.
+            UserError: it is incomplete, of a newer version, or holds invalid values.
         """
         try:
             content = json.loads(text)
         except (ValueError, RecursionError):
-            raise UserError(f"{path}: its metadata is no JSON; export the file again") from None
+            raise UserError(f"{path}: its metadata is not JSON; export the file again") from None
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise UserError(f"{path}: its metadata is not of the format '{FORMAT}'; export the file again")
         version = content.pop("version", None)

@@ -1,4 +1,4 @@
-"""What takes the place of a ReLU in a quantized network."""
+"""Quantized activations, which take the place of ReLUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.quantized.numbers import levels, pact
 from models.quantized.settings import ClippedSettings, PactSettings
 
-LEAST_CLIP = 1e-3  # PACT's alpha acts as at least this; at zero nothing would come through any more
+LEAST_CLIP = 1e-3  # PACT's alpha is at least this; at zero every output and every gradient would be zero
 
 
 class ClippedReLU(nn.Module):
@@ -40,7 +40,7 @@ class PactReLU(nn.Module):
 
     @torch.no_grad()
     def refresh_(self) -> None:
-        """Bring a clip back that a step has carried too far: below the least one no gradient would reach it any more."""
+        """Raise an alpha that a step has carried below the least clip, where no gradient would reach it."""
         self.alpha.clamp_(min=LEAST_CLIP)
 
     def extra_repr(self) -> str:

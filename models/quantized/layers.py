@@ -1,7 +1,7 @@
 """Convolutions and linear layers that compute with quantized weights and inputs.
 
-They are ``nn.Conv2d`` and ``nn.Linear`` still, under the same name, with the same Parameter objects; the tree of modules
-does not change. Their float weight is the Parameter ``float_weight``; the buffer ``weight`` holds its image.
+They remain ``nn.Conv2d`` and ``nn.Linear``, under the same names, with the same Parameter objects; the module tree does not
+change. The float weight is the Parameter ``float_weight``; the buffer ``weight`` holds its image, the quantized weight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEYS = {"weight": "bits_weights", "bias": "bits_bias"}
 
 
 def image_of(values: Tensor, bits: int, settings: LayerSettings) -> Tensor:
-    """Return the image of a weight or bias by itself, on its tape: no batch norm is folded in."""
+    """Return the image of a weight or bias, differentiable, without folding a batch norm in."""
     if settings.method in IMAGES:
         return IMAGES[settings.method](values, bits)
     return fake_quantize(values, grid_of(*range_of(values, settings.per_channel), bits, settings.mode))
@@ -31,8 +31,8 @@ class QuantizedLayer(nn.Module):
 
     Attributes:
         settings: how it is quantized.
-        input_low, input_high: the input's range, where inputs are quantized.
-        input_seen: batches that the range was tracked over.
+        input_low, input_high: the input's range, if inputs are quantized.
+        input_seen: batches over which the range was tracked.
     """
 
     settings: LayerSettings
@@ -44,26 +44,24 @@ class QuantizedLayer(nn.Module):
     _hooks_of_image: tuple[Callable[[Tensor], Tensor], ...]
 
     def prepare_(self, settings: LayerSettings) -> None:
-        """Take up settings: make float copies, their images, and the range of the input."""
+        """Apply settings: create the float copies, their images, and the buffers of the input's range."""
         self.settings, self._norm, self._hooks_of_image = settings, (), ()
         for key, bits in KEYS.items():
             if settings.float_copy and getattr(settings, bits) and self._parameters.get(key) is not None:
                 image = self._parameters[key].detach().clone()  # type: ignore[union-attr]
-                # In the old one's place: an optimizer that is made anew for a checkpoint must meet the same order.
+                # At the old one's position: an optimizer that is rebuilt for a checkpoint must find the same order.
                 self._parameters = {f"float_{key}" if k == key else k: p for k, p in self._parameters.items()}
                 self.register_buffer(key, image)
         if settings.bits_inputs:
-            device = next(self.parameters()).device
-            self.register_buffer("input_low", torch.zeros((), device=device))
-            self.register_buffer("input_high", torch.zeros((), device=device))
-            self.register_buffer("input_seen", torch.zeros((), dtype=torch.int64, device=device))
+            for name, kind in (("input_low", torch.float32), ("input_high", torch.float32), ("input_seen", torch.int64)):
+                self.register_buffer(name, torch.zeros((), dtype=kind, device=next(self.parameters()).device))
 
     def fold_with(self, norm: nn.Module) -> None:
-        """Name the batch norm that will be folded in; it stays where it is, and is not a child of this layer."""
-        self._norm = (norm,)
+        """Set the batch norm that is folded in."""
+        self._norm = (norm,)  # in a tuple, so that it does not become a child of this layer
 
     def multiplier(self) -> Tensor | None:
-        """Return gamma / sqrt(var + eps) of the norm behind the layer, [out, 1, ...]; None without one."""
+        """Return gamma / sqrt(var + eps) of the norm after the layer, [out, 1, ...]; None without one."""
         if not self._norm:
             return None
         norm = self._norm[0]
@@ -75,7 +73,7 @@ class QuantizedLayer(nn.Module):
         return scale.float().view(-1, *[1] * (self.weight.ndim - 1))
 
     def weight_grid(self) -> Grid:
-        """Return the grid of the weights, of those that batch norm is folded into where there is one."""
+        """Return the grid of the weights, with the batch norm folded in if there is one."""
         low, high = range_of(self._folded(), self.settings.per_channel)
         return grid_of(low, high, self.settings.bits_weights or 8, self.settings.mode)
 
@@ -88,7 +86,7 @@ class QuantizedLayer(nn.Module):
         return weight if scale is None else weight * scale
 
     def image(self, key: str) -> Tensor | None:
-        """Return the quantized weight or bias, on the tape of its float copy."""
+        """Return the quantized weight or bias; its gradient reaches the float copy."""
         values: Tensor | None = self._parameters.get(f"float_{key}", getattr(self, key))
         bits = getattr(self.settings, KEYS[key])
         if values is None or not bits:
@@ -97,13 +95,13 @@ class QuantizedLayer(nn.Module):
         scale = self.multiplier()
         if key == "bias" or scale is None or self.settings.method != "linear":
             return image_of(values, bits, self.settings)
-        # A channel whose gamma is zero has a folded weight of zero, whatever is put through it.
+        # If a channel's gamma is zero, so is its folded weight, and nothing can be divided by the scale.
         back = torch.where(scale.abs() > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
         return fake_quantize(values * scale, self.weight_grid()) / back
 
     @torch.no_grad()
     def refresh_(self) -> None:
-        """Put the images of the float copies into ``weight`` and ``bias``; without copies, round these themselves."""
+        """Copy the images of the float copies into ``weight`` and ``bias``; without copies, round these in place."""
         for key in KEYS:
             image, held = self.image(key), getattr(self, key)
             if image is not None and held is not None:
@@ -111,11 +109,11 @@ class QuantizedLayer(nn.Module):
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
         if self.settings.float_copy:
-            self.refresh_()  # what is saved holds the images of the floats that are saved, whoever stepped the optimizer
+            self.refresh_()  # an optimizer's step has changed the floats alone; what is saved must agree
         super()._save_to_state_dict(*arguments, **options)
 
     def used(self, key: str) -> Tensor | None:
-        """Return what the forward pass computes with; weights that are rounded themselves round to what they are."""
+        """Return the weight or bias that the forward pass uses; to round weights that are rounded already changes nothing."""
         value = self.image(key)
         if key == "weight" and value is not None and value.requires_grad:
             for hook in self._hooks_of_image:
@@ -123,11 +121,11 @@ class QuantizedLayer(nn.Module):
         return value
 
     def hook_image(self, hook: Callable[[Tensor], Tensor]) -> None:
-        """Have the gradient of what the forward pass takes for the weight changed, before it reaches the float weight."""
+        """Let a hook change the gradient of the weight's image before it reaches the float weight."""
         self._hooks_of_image = (hook,)
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        """Return the input on its grid; in training, after its range has been brought up to date."""
+        """Return the input rounded to its grid; in training, after its range has been updated."""
         if not self.settings.bits_inputs:
             return x
         if self.training and not self.settings.frozen:
@@ -136,14 +134,14 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def track_(self, x: Tensor) -> None:
-        """Move the range towards an input's: range = decay * range + (1 - decay) * now; the first is taken as it is."""
+        """Update the range: range = decay * range + (1 - decay) * the input's; the first input's is taken as it is."""
         share = torch.where(self.input_seen == 0, 1.0, 1.0 - self.settings.decay)
         for held, now in zip((self.input_low, self.input_high), x.detach().aminmax(), strict=True):
             held.lerp_(now.float(), share)
         self.input_seen += 1
 
     def saturated(self, y: Tensor) -> Tensor:
-        """Clamp sums of products to what accumulators of ``bits_accum`` bits hold."""
+        """Clamp sums of products to the range of an accumulator of ``bits_accum`` bits."""
         if not self.settings.bits_accum or not self.settings.bits_inputs or not self.settings.bits_weights:
             return y
         step, scale = self.weight_grid().scale * self.input_grid().scale, self.multiplier()
@@ -152,10 +150,9 @@ class QuantizedLayer(nn.Module):
         most = 2 ** (self.settings.bits_accum - 1)
         return torch.clamp(y, -most * step, (most - 1) * step)
 
-    def describe(self) -> str:
-        """Return what is quantized, for the module's representation."""
+    def extra_repr(self) -> str:
         bits = {"weights": self.settings.bits_weights, "bias": self.settings.bits_bias, "inputs": self.settings.bits_inputs}
-        return ", ".join(f"{name} {value} bits" for name, value in bits.items() if value)
+        return ", ".join([super().extra_repr(), *(f"{name} {value} bits" for name, value in bits.items() if value)])
 
 
 class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
@@ -166,9 +163,6 @@ class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
         assert weight is not None
         return self.saturated(self._conv_forward(self.quantized_input(x), weight, self.used("bias")))
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.describe()}"
-
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A linear layer with quantized weights and inputs."""
@@ -177,6 +171,3 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         weight = self.used("weight")
         assert weight is not None
         return self.saturated(F.linear(self.quantized_input(x), weight, self.used("bias")))
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.describe()}"

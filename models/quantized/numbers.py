@@ -1,6 +1,6 @@
-"""The arithmetic of quantization: grids of a range, rounding to them, and the gradients that pass straight through.
+"""The arithmetic of quantization: grids, rounding to them, and straight-through gradients.
 
-A grid stands for the values scale * (q - zero_point) with whole q in low..high (arXiv:1712.05877, equation 1).
+A grid holds the values scale * (q - zero_point) for the integers q in low..high (arXiv:1712.05877, equation 1).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 MODES = ("sym", "sym_restr", "asym_s", "asym_u")
-SLACK = 1e-3  # of a step: a range's own end must not fall out of it by the last bit of a division
+SLACK = 1e-3  # of a step: a range's own end must not fall outside because of a division's last bit
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Values that q bits can stand for; scale and zero point are scalars, or one per channel and broadcastable."""
+    """Scale and zero point are scalars, or one per channel and broadcastable; low and high are the limits of q."""
 
     scale: Tensor
     zero_point: Tensor
@@ -27,16 +27,13 @@ class Grid:
 
 
 def limits(bits: int, mode: str) -> tuple[int, int]:
-    """Return the lowest and the highest whole number of a mode.
-
-    For 8 bits: sym and asym_s -128..127, sym_restr -127..127, asym_u 0..255.
-    """
+    """Return the least and the greatest integer; for 8 bits: sym and asym_s -128..127, sym_restr -127..127, asym_u 0..255."""
     half = 2 ** (bits - 1)
     return {"sym": (-half, half - 1), "sym_restr": (1 - half, half - 1), "asym_s": (-half, half - 1), "asym_u": (0, 2 * half - 1)}[mode]
 
 
 def grid_of(low: Tensor, high: Tensor, bits: int, mode: str) -> Grid:
-    """Return the grid of a range of values, which always holds zero exactly.
+    """Return the grid of a range of values; zero is always on it.
 
     Symmetric, with m = max(|low|, |high|): scale = m / ((2^bits - 1) / 2), restricted m / (2^(bits-1) - 1); zero
     point 0. Asymmetric: scale = (high - low) / (2^bits - 1), zero point = round(lowest q - low / scale). The scale of an
@@ -70,7 +67,7 @@ def range_of(values: Tensor, per_channel: bool = False) -> tuple[Tensor, Tensor]
 
 
 def quantize(values: Tensor, grid: Grid) -> Tensor:
-    """Return the whole numbers q = clamp(round(values / scale) + zero_point); halves round to even."""
+    """Return the integers q = clamp(round(values / scale) + zero_point); halves round to even."""
     return ((values / grid.scale).round() + grid.zero_point).clamp(grid.low, grid.high)
 
 
@@ -80,7 +77,7 @@ def dequantize(numbers: Tensor, grid: Grid) -> Tensor:
 
 
 def _taped(*tensors: Tensor) -> bool:
-    """Whether gradients are wanted; without them the plain operations run, which every exporter knows."""
+    """Whether gradients are recorded; otherwise the plain operations run, which every exporter understands."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -99,7 +96,7 @@ class _Fake(torch.autograd.Function):
 
 
 def fake_quantize(values: Tensor, grid: Grid) -> Tensor:
-    """Round to a grid; gradients pass where a value lies in its range and are zero elsewhere (arXiv:1308.3432)."""
+    """Round to a grid; gradients pass where a value lies within its range and are zero elsewhere (arXiv:1308.3432)."""
     if _taped(values):
         result: Tensor = _Fake.apply(values, grid.scale, grid.zero_point, grid.low, grid.high)
         return result
@@ -121,10 +118,9 @@ class _LaidOut(torch.autograd.Function):
 
 
 def laid_out(values: Tensor) -> Tensor:
-    """Return a weight whose gradient will have its strides.
+    """Return a weight whose gradient will have its own strides.
 
-    Where a dimension has size 1, as a grey image's stem has, strides are ambiguous: what is computed of a weight may
-    come back with others, which DDP remarks on.
+    In a dimension of size 1, as a grey image's stem has, strides are ambiguous; a gradient with others makes DDP warn.
     """
     result: Tensor = _LaidOut.apply(values) if _taped(values) else values
     return result

@@ -1,4 +1,4 @@
-"""Put quantized modules into a network, by a recipe that a checkpoint's specification can hold."""
+"""Replace modules of a network by quantized ones, by a recipe that a checkpoint's specification can hold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYER_KINDS: dict[type[nn.Module], type[QuantizedLayer]] = {nn.Conv2d: Quantized
 
 def _layer(module: nn.Module, settings: Any) -> nn.Module:
     quantized = LAYER_KINDS[type(module)].__new__(LAYER_KINDS[type(module)])
-    # A subclass of the layer's own class with all that the layer has: the same Parameters, hooks and mode.
+    # The new layer's class is a subclass of the old one's; it takes over everything: Parameters, hooks, mode.
     quantized.__dict__.update({key: value.copy() if isinstance(value, dict) else value for key, value in module.__dict__.items()})
     quantized.prepare_(settings)
     return quantized
@@ -40,7 +40,7 @@ def _activation(kind: type[nn.Module]) -> Callable[[nn.Module, Any], nn.Module]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of replacement: which modules it replaces, its settings, and what makes it."""
+    """A kind of replacement: which modules it replaces, its settings, what makes it, and the modules that are made."""
 
     replaces: tuple[type[nn.Module], ...]
     settings: type
@@ -57,10 +57,10 @@ QUANTIZED = tuple(made for kind in KINDS.values() for made in kind.made)
 
 
 def replacement(module: nn.Module, kind: str, settings: Any) -> nn.Module:
-    """Return what takes a module's place; it shares the module's Parameters.
+    """Return the quantized module that takes a module's place and shares its Parameters.
 
     Raises:
-        UserError: this kind does not replace modules of this type.
+        UserError: a module of this type has no such replacement.
     """
     if type(module) not in KINDS[kind].replaces:
         valid = ", ".join(cls.__name__ for cls in KINDS[kind].replaces)
@@ -74,56 +74,57 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def replace_(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put modules in the place of those of these names, in place.
+    """Replace modules by name, in place, and move the new ones to the network's device.
 
-    A module that has several names is replaced under all of them, by the same one. What is new stands on the device of
-    the network.
+    A module that has several names is replaced under all of them. The network is unchanged if this raises.
+
+    Raises:
+        UserError: a layer names a batch norm that can't be folded into it.
     """
     modules, device = dict(model.named_modules()), next(model.parameters()).device
-    norms = {name: _norm(name, new, modules) for name, new in replacements.items()}
-    _with(model, {modules[name]: new.to(device) for name, new in replacements.items()})
-    for name, norm in norms.items():
-        new = replacements[name]
-        if isinstance(new, QuantizedLayer) and norm is not None:
-            new.fold_with(norm)
+    norms = {}
+    for name, new in replacements.items():
+        if isinstance(new, QuantizedLayer) and new.settings.norm:
+            norms[new] = _foldable_norm(name, new, modules)
+    _swap_(model, {modules[name]: new.to(device) for name, new in replacements.items()})
+    for layer, norm in norms.items():
+        layer.fold_with(norm)
 
 
-def _norm(name: str, new: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Return the batch norm that is folded into a layer."""
-    if not isinstance(new, QuantizedLayer) or not new.settings.norm:
-        return None
-    norm = modules.get(new.settings.norm)
+def _foldable_norm(name: str, layer: QuantizedLayer, modules: Mapping[str, nn.Module]) -> nn.Module:
+    norm = modules.get(layer.settings.norm or "")
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
-        raise UserError(f"{name}: '{new.settings.norm}' is no batch norm with running statistics, so it can't be folded in")
-    if len(norm.running_var) != new.weight.shape[0]:
-        raise UserError(f"{name}: the batch norm '{new.settings.norm}' has {len(norm.running_var)} channels, not {new.weight.shape[0]}")
+        raise UserError(f"{name}: '{layer.settings.norm}' is no batch norm with running statistics, so it can't be folded in")
+    if len(norm.running_var) != layer.weight.shape[0]:
+        raise UserError(f"{name}: the batch norm '{layer.settings.norm}' has {len(norm.running_var)} channels, not {layer.weight.shape[0]}")
     return norm
 
 
 def refresh_(model: nn.Module) -> None:
-    """Bring the images of all float copies up to date, and learned clips back into their range, in place."""
+    """Update the images of all float copies, and bring learned clips back into their range, in place."""
     for module in model.modules():
         if isinstance(module, QuantizedLayer | PactReLU):
             module.refresh_()
 
 
 def recipe_of(model: nn.Module) -> Recipe:
-    """Return how a network has been quantized, as ``prepare_`` takes it: JSON-able; empty for one that is not."""
+    """Return how a network was quantized, JSON-able, as ``prepare_`` takes it; empty if it was not."""
     kinds = {made: name for name, kind in KINDS.items() for made in kind.made}
     return {name: {"kind": kinds[type(m)], **asdict(m.settings)} for name, m in model.named_modules() if type(m) in kinds}
 
 
 def prepare_(model: nn.Module, recipe: Mapping[str, Any]) -> None:
-    """Quantize a network as a recipe says, in place; ranges and float copies are then loaded with its state dict.
+    """Quantize a network by a recipe, in place; ranges and float copies come with its state dict.
 
     Raises:
-        UserError: it is quantized already, or the recipe does not fit it; the network is as it was.
+        UserError: it is quantized already, or the recipe does not fit it; the network is unchanged.
     """
     if is_quantized(model):
         raise UserError("the network is quantized already")
     modules, replacements = dict(model.named_modules()), {}
-    for name, values in recipe.items():
-        place = Place(f"quantization.{name}", {}, {})
+    whole = Place("quantization", {}, {})
+    for name, values in mapping(recipe, whole).items():
+        place = whole / str(name)
         given = dict(mapping(values, place))
         kind = given.pop("kind", None)
         if not isinstance(kind, str) or kind not in KINDS:
@@ -138,7 +139,7 @@ def prepare_(model: nn.Module, recipe: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def prepare_alike_(copy: nn.Module, model: nn.Module) -> None:
-    """Quantize a copy of a network (its moving average) as the network has been, with the same ranges, in place."""
+    """Quantize a copy of a network (its moving average) like the network, with the same ranges, in place."""
     trained = any(parameter.requires_grad for parameter in copy.parameters())
     prepare_(copy, recipe_of(model))
     copies = dict(copy.named_modules())
@@ -151,22 +152,22 @@ def prepare_alike_(copy: nn.Module, model: nn.Module) -> None:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a network without quantization: the layers that it was made of, with the float weights."""
+    """Return a copy of a network without quantization: its original layers, with the float weights."""
     copy = deepcopy(model)
     relus: dict[nn.Module, nn.Module] = {m: nn.ReLU().train(m.training) for m in copy.modules() if isinstance(m, ClippedReLU | PactReLU)}
-    return _with(copy, relus | _plain_layers(copy))
+    return _swap_(copy, relus | _plain_layers(copy))
 
 
 @torch.no_grad()
 def rounded_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of a network in eval mode whose layers hold the rounded weights themselves; activations round as before."""
+    """Return a copy of a network, in eval mode, whose plain layers hold the rounded weights; activations are still quantized."""
     copy = deepcopy(model).eval()
     for layer in copy.modules():
         if isinstance(layer, QuantizedLayer):
-            for key, image in ((key, layer.image(key)) for key in KEYS):
-                if image is not None:
+            for key in KEYS:
+                if (image := layer.image(key)) is not None:
                     layer._parameters.get(f"float_{key}", layer._parameters.get(key)).data = image  # type: ignore[union-attr]
-    return _with(copy, _plain_layers(copy))
+    return _swap_(copy, _plain_layers(copy))
 
 
 def _plain_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -182,8 +183,8 @@ def _plain_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
     return plain
 
 
-def _with(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put modules in the place of others, in place; what is shared stays shared."""
+def _swap_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Replace modules by others, in place, wherever they occur, and return the model."""
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child is not None and child in replacements:
@@ -192,9 +193,9 @@ def _with(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.M
 
 
 def weights_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a network's parameters under the names that they have before it is quantized: ``float_weight`` is ``weight``.
+    """Return a network's parameters under their names in the unquantized network: ``float_weight`` is ``weight``.
 
-    So a mask or a pruner that names ``conv1.weight`` acts on what is trained.
+    A mask or a pruner that names ``conv1.weight`` thus acts on the parameter that is trained.
     """
     found = {}
     for name, parameter in model.named_parameters():
@@ -208,7 +209,7 @@ def clips(model: nn.Module) -> list[nn.Parameter]:
     return [module.alpha for module in model.modules() if isinstance(module, PactReLU)]
 
 
-def input_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the ranges of the quantized inputs by the names of their layers."""
+def input_ranges(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the range (low, high) of each quantized input by the name of its layer."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLayer))
     return {name: (module.input_low, module.input_high) for name, module in layers if module.settings.bits_inputs}

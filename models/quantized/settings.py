@@ -1,4 +1,4 @@
-"""How a module is quantized, as plain data: what a checkpoint's specification holds of it."""
+"""How a module is quantized, as plain data that a checkpoint's specification holds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,14 @@ class LayerSettings:
 
     Attributes:
         method: how weights and bias are quantized.
-        bits_weights, bits_bias: None leaves them as they are.
-        mode: the weights' grid, of the method "linear".
-        per_channel: a grid for each output channel.
-        norm: name of the batch norm behind the layer; the weights' grid is that of the folded weights.
-        bits_inputs: of the layer's input; None leaves it as it is.
-        input_mode: the input's grid.
+        bits_weights, bits_bias, bits_inputs: None leaves them in float.
+        mode, input_mode: the grids of the weights (method "linear") and of the input.
+        per_channel: one grid per output channel.
+        norm: name of the batch norm after the layer; the weights' grid is that of the folded weights.
         decay: of the moving average of the input's range.
-        frozen: the input's range is given and not tracked.
-        bits_accum: at which the sums of products saturate.
-        float_copy: train ``float_weight`` and keep its image in ``weight``; else ``weight`` itself is rounded.
+        frozen: whether the input's range is given, not tracked.
+        bits_accum: of the accumulator, at whose limits the sums of products saturate.
+        float_copy: train ``float_weight`` and keep its image in ``weight``; otherwise ``weight`` itself is rounded.
     """
 
     method: str = option(choice(*METHODS), "linear")
@@ -46,10 +44,10 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         if self.method == "dorefa" and not self.float_copy:
-            raise UserError("DoReFa's image of an image is another one, so it needs a float copy: train_with_fp_copy must be true")
+            raise UserError("DoReFa changes weights whenever it quantizes them, so it needs a float copy: train_with_fp_copy must be true")
         for name in ("bits_weights", "bits_bias", "bits_inputs"):
             if getattr(self, name) == 1 and (self.method != "dorefa" or name == "bits_inputs"):
-                raise UserError(f"{name} is 1; only DoReFa's weights have a form with 1 bit")
+                raise UserError(f"{name} is 1; only DoReFa quantizes to 1 bit, and only weights")
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class ClippedSettings:
 
 @dataclass(frozen=True)
 class PactSettings:
-    """A ReLU that is clipped at a learned value, which begins at ``initial`` (arXiv:1805.06085)."""
+    """A ReLU that is clipped at a learned value, ``initial`` at first (arXiv:1805.06085)."""
 
     bits: int = option(integer(1, MAX_BITS))
     initial: float = option(number(above=0), 8.0)

@@ -69,12 +69,12 @@ def test_a_file_of_a_fixed_batch_takes_any_number(tmp_path, count):
     assert logits[:, 0].tolist() == pytest.approx([2, -2, -1.2, 2, -2][:count], abs=1e-6)
 
 
-def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+def test_outputs_that_are_not_finite_are_refused(tmp_path):
     path = write(tmp_path / "a.onnx", metadata=Metadata(SPEC))
     model = onnx.load(path)
     model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((3, 1), np.nan, np.float32), "w"))
     onnx.save(model, path)
-    with pytest.raises(UserError, match=r"a\.onnx gives outputs that are no numbers"):
+    with pytest.raises(UserError, match=r"a\.onnx returns outputs that are not finite"):
         open_backend(path, CPU).logits(images(1))
 
 
@@ -165,18 +165,22 @@ def changed(**values):
 NEWER = json.dumps({"format": "rankcut-export", "version": 99})
 HALF = json.dumps({"format": "rankcut-export", "version": 1, "spec": {}})
 BAD = {
-    "channels": ({"metadata": Metadata(SPEC), "shape": ("n", 3, 8, 8)}, {}, "tells an input of [any, 1, 8, 8], but it has [any, 3, 8, 8]"),
-    "size": ({"metadata": Metadata(SPEC), "shape": ("n", 1, 9, 9)}, {}, "tells an input of [any, 1, 8, 8], but it has [any, 1, 9, 9]"),
-    "batch": ({"metadata": Metadata(SPEC), "shape": (2, 1, 8, 8)}, {}, "tells an input of [any, 1, 8, 8], but it has [2, 1, 8, 8]"),
-    "classes": ({"metadata": Metadata(SPEC), "outputs": 4}, {}, "tells outputs of [2, 3], but it has [2, 4]"),
-    "type": ({"metadata": Metadata(SPEC), "kind": TensorProto.UINT8}, {}, "tells float32 inputs, but it has uint8"),
-    "no json": ({"text": "{"}, {}, "its metadata is no JSON"),
+    "channels": (
+        {"metadata": Metadata(SPEC), "shape": ("n", 3, 8, 8)},
+        {},
+        "claims an input of [any, 1, 8, 8], but it has [any, 3, 8, 8]",
+    ),
+    "size": ({"metadata": Metadata(SPEC), "shape": ("n", 1, 9, 9)}, {}, "claims an input of [any, 1, 8, 8], but it has [any, 1, 9, 9]"),
+    "batch": ({"metadata": Metadata(SPEC), "shape": (2, 1, 8, 8)}, {}, "claims an input of [any, 1, 8, 8], but it has [2, 1, 8, 8]"),
+    "classes": ({"metadata": Metadata(SPEC), "outputs": 4}, {}, "claims outputs of [2, 3], but it has [2, 4]"),
+    "type": ({"metadata": Metadata(SPEC), "kind": TensorProto.UINT8}, {}, "claims float32 inputs, but it has uint8"),
+    "no json": ({"text": "{"}, {}, "its metadata is not JSON"),
     "other format": ({"text": "[]"}, {}, "is not of the format 'rankcut-export'"),
     "newer": ({"text": NEWER}, {}, "has export version 99; this code reads up to 1"),
     "version of another type": (changed(version=1.0), {}, "has export version 1.0"),
     "negative version": (changed(version=-5), {}, "has export version -5"),
-    "nested": ({"text": "[" * 100_000}, {}, "its metadata is no JSON"),
-    "long number": ({"text": f'{{"format": {"1" * 5_000}}}'}, {}, "its metadata is no JSON"),
+    "nested": ({"text": "[" * 100_000}, {}, "its metadata is not JSON"),
+    "long number": ({"text": f'{{"format": {"1" * 5_000}}}'}, {}, "its metadata is not JSON"),
     "no batch": (changed(batch_size=0), {}, "batch_size is 0; it must lie in 1..65536"),
     "huge batch": (changed(batch_size=10**9), {}, "batch_size is 1000000000"),
     "mean of text": (changed(mean=["a"]), {}, "must be finite numbers"),
@@ -187,7 +191,7 @@ BAD = {
     "names that move the cursor": (changed(class_names=["a", "b", "\x1b]0;x\x07"]), {}, "without control characters"),
     "half a class": (changed(num_classes=3.0), {}, "num_classes is 3.0; it must be a whole number"),
     "crop": (changed(crop_fraction="x"), {}, "crop_fraction is 'x'; it must lie in (0, 1]"),
-    "no probabilities": (changed(softmax=True), {}, "tells probabilities, but it has outputs that do not sum to 1"),
+    "no probabilities": (changed(softmax=True), {}, "claims probabilities, but it has outputs that do not sum to 1"),
     "half": ({"text": HALF}, {}, "its metadata's 'precision' is None"),
     "no spec": ({"text": Metadata(SPEC).to_json().replace('"num_classes": 3', '"num_classes": 4')}, {}, "3 class names for 4 classes"),
     "imgsz": ({"metadata": Metadata(SPEC)}, {"imgsz": 16}, "takes images of 8 px, not of 16"),
@@ -269,7 +273,7 @@ def test_torchscript_files_of_ours_and_of_others(tmp_path):
     backend = open_backend(str(foreign), CPU, imgsz=8)
     assert backend.logits(images(255, channels=3))[0, 0].item() == pytest.approx(2.4391599, abs=1e-5)
     torch.jit.save(module, str(own), _extra_files={TORCHSCRIPT_FILE: Metadata(SPEC.with_(num_classes=2, class_names=("a", "b"))).to_json()})
-    with pytest.raises(UserError, match=r"tells outputs of \[2, 2\], but it has \[2, 3\]"):
+    with pytest.raises(UserError, match=r"claims outputs of \[2, 2\], but it has \[2, 3\]"):
         open_backend(str(own), CPU)
 
 

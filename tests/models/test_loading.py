@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.loading import identify, load_classifier, load_state_, read_weights
+from models.loading import load_classifier, read_weights
 from models.networks import ARCHITECTURES, build
+from models.state_dicts import identify, load_state_
 from utils.errors import UserError
 from utils.files.checkpoint import save_checkpoint
 from utils.spec import ModelSpec
@@ -153,7 +154,7 @@ def test_tensors_of_no_network_that_we_know_are_refused():
     with torch.device("meta"):
         state = build(ModelSpec("resnet20", 3)).state_dict()
     changed = {**state, "conv1.weight": torch.zeros(9, 3, 3, 3)}
-    with pytest.raises(UserError, match=r"x\.pt is a plain state dict of no architecture .*--model"):
+    with pytest.raises(UserError, match=r"x\.pt is a plain state dict whose shapes match none of our architectures; .* --model"):
         identify(changed, Path("x.pt"))
 
 
@@ -388,7 +389,7 @@ def test_folders_absent_files_and_files_without_a_network_are_refused(tmp_path):
         (torch.zeros(3), "holds no state dict"),
         ({"epoch": 3}, "holds no state dict"),
         ({"conv.weight": torch.zeros(2, 3, 1, 1)}, "no linear layer at its end"),
-        ({"fc.weight": torch.zeros(3, 2)}, "no architecture that we know by its shapes; say which with --model"),
+        ({"fc.weight": torch.zeros(3, 2)}, "shapes match none of our architectures; name its architecture with --model"),
     ]
     for content, message in cases:
         torch.save(content, tmp_path / "some.pt")

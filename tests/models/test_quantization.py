@@ -420,7 +420,7 @@ def test_a_plain_copy_is_the_network_that_it_was():
         ({"9": {"kind": "layer"}}, "unknown quantized module '9'"),
         ({"1": {"kind": "layer", "bits_weights": 8}}, "a ReLU can't be quantized as 'layer'; valid: Conv2d, Linear"),
         ({"0": {"kind": "layer", "bits_weights": 99}}, "quantization.0.bits_weights: is 99"),
-        ({"0": {"kind": "layer", "bits_weights": 1}}, "only DoReFa's weights have a form with 1 bit"),
+        ({"0": {"kind": "layer", "bits_weights": 1}}, "only DoReFa quantizes to 1 bit, and only weights"),
         ({"0": {"kind": "layer", "bits_weights": 8, "norm": "1"}}, "0: '1' is no batch norm with running statistics"),
         ({"0": {"kind": "layer", "mode": "odd"}}, "quantization.0.mode: is 'odd'"),
         ({"1": {"kind": "pact"}}, "'bits' is missing"),

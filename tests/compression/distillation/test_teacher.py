@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from compression.distillation.losses import DistillationArguments, load_teacher
+from compression.distillation.arguments import DistillationArguments
+from compression.distillation.losses import load_teacher
 from compression.distillation.teacher import Teacher
-from models.loading import Loaded
+from models.loading import LoadedClassifier
 from models.networks import build
 from tests.teachers import Fixed, Noisy
 from utils.errors import UserError
@@ -44,7 +45,7 @@ def test_inputs_get_the_teachers_normalisation():
     seen = []
     network = Fixed([0.0, 1.0])
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    teacher = Teacher(Loaded(network, theirs), ours)
+    teacher = Teacher(LoadedClassifier(network, theirs), ours)
     teacher(torch.ones(1, 3, 1, 1))
     # pixels 0.5 + 1 * 0.5 = 1, 0.75, 1: (1 - 0) / 1, (0.75 - 0.5) / 0.5, (1 - 0.25) / 0.25
     assert seen[-1].flatten().tolist() == [1, 0.5, 3]

@@ -23,7 +23,7 @@ from compression.pruning.narrowing import build_narrow
 from compression.scoring.calibration import sample
 from models.backends import TorchBackend, open_backend
 from models.backends.metadata import KEY, Metadata
-from models.loading import Loaded
+from models.loading import LoadedClassifier
 from models.networks import build
 from tests.conftest import ROOT
 from tests.zoo import randomised
@@ -115,7 +115,7 @@ def test_the_readmes_snippet_runs_with_onnxruntime_and_numpy_alone(tmp_path, mon
     np.save(tmp_path / "photo.npy", image)
     monkeypatch.chdir(tmp_path)
     exec(snippet, {})
-    expected = TorchBackend(Loaded(model, spec), CPU).logits(torch.from_numpy(image)[None]).softmax(1)[0]
+    expected = TorchBackend(LoadedClassifier(model, spec), CPU).logits(torch.from_numpy(image)[None]).softmax(1)[0]
     name, probability = capsys.readouterr().out.split()
     assert name == spec.class_names[int(expected.argmax())]
     assert float(probability) == pytest.approx(float(expected.max()), abs=1e-5)
@@ -197,7 +197,7 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
     model = randomised(Tiny()).eval()
     calibration = sample(load_data(str(photos)).split("train"), spec, 8, 8, 0)
     source = Source(model, Metadata(spec, preprocessing=True, softmax=True, batch_size=None), 18, calibration)
-    expected = TorchBackend(Loaded(model, spec), CPU).logits(calibration.images)
+    expected = TorchBackend(LoadedClassifier(model, spec), CPU).logits(calibration.images)
     tolerances = {"fp32": 1e-5, "fp16": 2e-2}
     try:
         import_nncf()
@@ -363,7 +363,7 @@ def test_int8_of_a_transformer_quantizes_its_layers_and_not_its_attention(tmp_pa
     nodes = {node.output[0]: node for node in onnx.load(str(path)).graph.node}
     products = [n for n in nodes.values() if n.op_type == "MatMul" and not all(nodes[i].op_type == "DequantizeLinear" for i in n.input)]
     assert len(products) == 2
-    reference = TorchBackend(Loaded(model, spec), CPU).logits(calibration.images)
+    reference = TorchBackend(LoadedClassifier(model, spec), CPU).logits(calibration.images)
     assert difference_of(reference, open_backend(str(path), CPU).logits(calibration.images), False) < 0.1
 
 

@@ -21,7 +21,7 @@ from compression.quantizers.range_linear import QuantAwareTrainRangeLinearQuanti
 from compression.scoring.calibration import sample
 from models.backends import TorchBackend, open_backend
 from models.backends.metadata import Metadata
-from models.loading import Loaded
+from models.loading import LoadedClassifier
 from models.quantized.layers import QuantizedLayer
 from models.quantized.preparing import plain_copy, prepare_, rounded_copy
 from models.validation import load_for
@@ -158,7 +158,7 @@ def test_weights_of_the_file_are_those_that_were_trained(small, tmp_path, monkey
 def test_weights_of_few_bits_are_written_as_they_are_rounded(tmp_path, small):
     model, spec, _ = small
     DorefaQuantizer(bits_weights=3).prepare_model(model)
-    reference = TorchBackend(Loaded(model, spec), CPU)
+    reference = TorchBackend(LoadedClassifier(model, spec), CPU)
     source = Source(rounded_copy(model), Metadata(spec, batch_size=None))
     kinds = {node.op_type for node in source.onnx().graph.node}
     assert not kinds & {"Tanh", "Round", "ReduceMax", "BatchNormalization"}
@@ -174,7 +174,7 @@ def test_openvino_takes_the_learned_ranges_too(small, tmp_path):
     QuantAwareTrainRangeLinearQuantizer(per_channel_wts=True).prepare_model(model, next(calibration.batches())[0])
     source = Source(plain_copy(model).eval(), Metadata(spec, batch_size=None), 18, calibration, learned_ranges(model))
     FORMATS["openvino"].write(source, "int8", tmp_path / "a_openvino")
-    expected = TorchBackend(Loaded(model.eval(), spec), CPU).logits(calibration.images)
+    expected = TorchBackend(LoadedClassifier(model.eval(), spec), CPU).logits(calibration.images)
     assert difference_of(expected, open_backend(str(tmp_path / "a_openvino"), CPU).logits(calibration.images), False) < 0.05
     assert FORMATS["openvino"].audit(source, tmp_path / "a_openvino").others == ()
 

@@ -22,12 +22,13 @@ from compression.pruning.plan import entries_of, make_plan, widths_of_rates
 from compression.pruning.rates import parse_rates
 from compression.tracing.channels import trace
 from compression.tracing.cutting import NotProved, apply_cut_, mask_, plan_cut
-from models.loading import build_as, load_state_, read_weights
+from models.loading import build_as, read_weights
 from models.networks import build, load_definition_of
 from models.networks.resnet import Bottleneck, ResNet
 from models.networks.vgg import CifarVGG
 from models.networks.widths import group_counts
 from models.networks.yolo import build_yolo
+from models.state_dicts import load_state_
 from utils.errors import UserError
 from utils.files.checkpoint import save_checkpoint
 from utils.measures.profile import count_macs, example_input

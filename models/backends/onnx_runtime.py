@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from models.backends.exported import Shape, one_line, optional_module
+from models.backends.exported import Shape, ignored_requests, one_line, optional_module
 from models.backends.metadata import KEY
 from utils.errors import UserError
 
-ERRORS_ONLY = 3  # of onnxruntime's log
+ERRORS_ONLY = 3  # onnxruntime's log level
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
 
 
@@ -21,7 +21,7 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, device: torch.device, half: bool) -> None:
         self.session = open_session(path)
-        inputs, outputs, meta = self.session.get_inputs(), self.session.get_outputs(), self.session.get_modelmeta()
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise UserError(f"{path} has {len(inputs)} inputs and {len(outputs)} outputs; a classifier has one of each")
         if inputs[0].type not in TYPES:
@@ -29,26 +29,20 @@ class OnnxRuntime:
         self.name = inputs[0].name
         self.input_shape: Shape = tuple(size if isinstance(size, int) else None for size in inputs[0].shape)
         self.input_type = TYPES[inputs[0].type]
-        self.metadata = meta.custom_metadata_map.get(KEY)
-        self.notes = notes_of_cpu(path, device, half)
+        self.metadata = self.session.get_modelmeta().custom_metadata_map.get(KEY)
+        self.notes = ignored_requests(path, device, half)
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         return self.session.run(None, {self.name: inputs})[0]
 
 
 def open_session(path: Path, optimised: Path | None = None) -> Any:
-    """Open an ONNX file.
-
-    Args:
-        path: the file.
-        optimised: where to write the graph as onnxruntime will run it.
+    """Open an ONNX file, and write the graph as onnxruntime will run it to ``optimised`` if that is given.
 
     Raises:
-        UserError: the file is absent or damaged, or onnxruntime is not installed.
+        UserError: the file is damaged, or onnxruntime is not installed.
     """
     ort = optional_module("onnxruntime", f"{path}")
-    if not path.is_file():
-        raise UserError(f"no weights file {path}")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = ERRORS_ONLY
@@ -60,9 +54,3 @@ def open_session(path: Path, optimised: Path | None = None) -> Any:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
         raise UserError(f"{path} is not an ONNX file that onnxruntime can run, or is damaged ({one_line(error)})") from None
-
-
-def notes_of_cpu(path: Path, device: torch.device, half: bool) -> list[str]:
-    """Say which of a user's wishes a file that runs on the CPU in its own precision does not follow."""
-    notes = [] if device.type == "cpu" else [f"{path} runs on the CPU, not on {device}"]
-    return [*notes, *([f"{path} computes in the precision that it was exported in; --half changes nothing"] if half else [])]

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from models.backends.exported import Shape, one_line, optional_module
+from models.backends.exported import Shape, ignored_requests, one_line, optional_module
 from models.backends.metadata import KEY, Metadata
-from models.backends.onnx import notes_of_cpu
 from utils.errors import UserError
 
 TYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "u8": "uint8"}
@@ -31,10 +30,9 @@ class OpenVinoRuntime:
         self.input_shape: Shape = tuple(size.get_length() if size.is_static else None for size in model.input().get_partial_shape())
         self.metadata = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None
         precision = Metadata.from_json(self.metadata, file).precision if self.metadata else "fp32"
-        exact = precision == "fp32" and not half
-        self.compiled = compile_model(core, model, file, exact)
+        self.compiled = compile_model(core, model, file, exact=precision == "fp32" and not half)
         self.request = self.compiled.create_infer_request()
-        self.notes = notes_of_cpu(file, device, False)
+        self.notes = ignored_requests(file, device, half=False)
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         self.request.infer([inputs], share_inputs=True)
@@ -42,14 +40,12 @@ class OpenVinoRuntime:
 
 
 def find_xml(path: Path) -> Path:
-    """Return the .xml of a folder, or the path where it is one.
+    """Return the .xml in a folder, or the path itself if it is no folder.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: the folder holds none, or several.
     """
     if not path.is_dir():
-        if not path.is_file():
-            raise UserError(f"no weights file {path}")
         return path
     found = sorted(path.glob("*.xml"))
     if len(found) != 1:
@@ -76,13 +72,9 @@ def read_model(file: Path) -> tuple[Any, Any]:
 
 
 def compile_model(core: Any, model: Any, file: Path, exact: bool) -> Any:
-    """Compile a model for the CPU.
+    """Compile a model, read from ``file``, for the CPU.
 
-    Args:
-        core: OpenVINO's core.
-        model: what to compile.
-        file: for the message.
-        exact: compute in float32; else in bfloat16 where the processor has it, int8 layers as they are.
+    ``exact`` computes in float32; otherwise in bfloat16 where the processor has it. Int8 layers stay int8.
 
     Raises:
         UserError: it can't be compiled.
