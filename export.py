@@ -1,6 +1,6 @@
-"""Write a classifier as files that run without this project: python export.py --weights best.pt --include onnx openvino
+"""Export a classifier to files that run without RankCut: python export.py --weights best.pt --include onnx openvino
 
-Each file is run in its runtime, and measured beside the network in torch.
+Each file is run in its own runtime and compared with the network in torch.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from utils.errors import run_script
 from utils.files.runs import RunDirectory, write_json
 from utils.files.yaml_files import write_yaml
 
-SHOWN = 5  # names of layers
+LISTED_LAYERS = 5
 
 
 def main() -> None:
-    a, given = parse(ExportArguments, "Write a classifier as files that run without this project.")
+    arguments, given = parse(ExportArguments, __doc__)
     if "weights" not in given:
-        a = replace(a, weights=str(Path(__file__).resolve().parent / a.weights))
-    classifier = load_traced(a)
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+        arguments = replace(arguments, weights=str(Path(__file__).resolve().parent / arguments.weights))
+    classifier = load_traced(arguments)
+    directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     try:
-        (directory.path / "results.json").unlink(missing_ok=True)  # of a run before, which it would no longer describe
-        write_yaml(directory.path / "opt.yaml", to_record(a))
-        exported = run_export(a, classifier, directory.path)
+        (directory.path / "results.json").unlink(missing_ok=True)  # of an earlier run, whose files are about to be replaced
+        write_yaml(directory.path / "opt.yaml", to_record(arguments))
+        exported = run_export(arguments, classifier, directory.path)
         write_json(directory.path / "results.json", exported.to_dict())
-    except BaseException:  # a file that was not measured is no result
+    except BaseException:  # leave no file behind that was not measured
         directory.discard()
         raise
-    print(text(exported))
+    print(report(exported))
     print(f"results in {directory.path}")
     print(f"next: python predict.py --weights {next(iter(exported.ship.values()))} --source IMAGES")
 
 
-def text(exported: Exported) -> str:
-    """Return the console report: a line per file, the audit of int8, and which file is the one to use."""
+def report(exported: Exported) -> str:
+    """Return the console report: a line per file, how much of each runs in int8, and which file to use."""
     eager = exported.eager
     lines = [f"note   {note}" for note in exported.notes]
     lines.append(f"{'format':<12}{'precision':<10}{'bytes':>12}{'top-1':>9}{'ms, batch 1':>13}{'max difference':>16}")
@@ -54,9 +54,10 @@ def text(exported: Exported) -> str:
 
 
 def audit_line(row: Row) -> str:
-    """Return how much of a file runs in int8, and which layers do not."""
+    """Return how much of a file runs in int8, and which layers stay in float."""
     done, rest = len(row.int8_layers), row.fp32_layers
-    names = f"; in float: {', '.join(rest[:SHOWN])}{f', ... ({len(rest)} in all)' if len(rest) > SHOWN else ''}" if rest else ""
+    more = f", ... ({len(rest)} in all)" if len(rest) > LISTED_LAYERS else ""
+    names = f"; in float: {', '.join(rest[:LISTED_LAYERS])}{more}" if rest else ""
     return f"{row.format}: {done} of {done + len(rest)} convolutions and linear layers run in int8{names}"
 
 

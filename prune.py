@@ -1,7 +1,7 @@
-"""Cut a trained classifier: python prune.py --weights best.pt --data FOLDER --macs 0.5
+"""Prune a trained classifier: python prune.py --weights best.pt --data FOLDER --macs 0.5
 
-Channels are scored, the weak ones removed physically, and the cut is proved: the narrow network's output equals that of
-the dense network with the same channels masked.
+Scores the channels, physically removes the weakest, and proves the cut: the narrow network's output equals that of the
+dense network with the same channels masked.
 """
 
 from __future__ import annotations
@@ -23,57 +23,55 @@ from utils.files.yaml_files import write_yaml
 
 
 def main() -> None:
-    a, _ = parse(PruneArguments, "Cut a trained classifier.")
-    if a.criterion == "list":
+    arguments, _ = parse(PruneArguments, __doc__)
+    if arguments.criterion == "list":
         print("\n".join(f"{name:<18}{criterion.meaning}" for name, criterion in CRITERIA.items()))
-    elif a.dry_run and distributed.is_main():
-        dry_run(a)
-    elif not a.dry_run:
-        run(a)
+    elif arguments.dry_run and distributed.is_main():
+        dry_run(arguments)
+    elif not arguments.dry_run:
+        prune(arguments)
 
 
-def dry_run(a: PruneArguments) -> None:
-    """Print the channel groups and, where they do not depend on scores, the widths."""
-    check_arguments(a)
-    classifier = load_traced(a)
-    widths = fixed_widths(a, classifier)
-    print(
-        f"{classifier.spec.name} at {classifier.spec.imgsz} px: {classifier.profile.params:,} parameters, "
-        f"{classifier.profile.macs:,} multiply-adds"
-    )
+def dry_run(arguments: PruneArguments) -> None:
+    """Print the channel groups and, unless they depend on scores, the widths and the cost after the cut."""
+    check_arguments(arguments)
+    classifier = load_traced(arguments)
+    graph, before, spec = classifier.graph, classifier.profile, classifier.spec
+    widths = fixed_widths(arguments, classifier)
+    print(f"{spec.name} at {spec.imgsz} px: {before.params:,} parameters, {before.macs:,} multiply-adds")
     print(groups_text(classifier, widths))
     results: dict[str, Any] = {
-        "params": [classifier.profile.params, None],
-        "macs": [classifier.profile.macs, None],
+        "params": [before.params, None],
+        "macs": [before.macs, None],
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
         "max_relative_difference": None,
-        "compress_rate": shown_rates(a, classifier, widths or {}),
-        "criterion": a.criterion or default_criterion(classifier.model),
+        "compress_rate": shown_rates(arguments, classifier, widths or {}),
+        "criterion": arguments.criterion or default_criterion(classifier.model),
         "tied_share": None,
         "rank_seconds": None,
         "groups": group_rows(classifier, widths),
     }
     if widths is not None:
-        kept = make_plan(classifier.graph, widths, {group.name: range(group.size) for group in classifier.graph.groups}).kept
-        indices = classifier.graph.indices(kept)
-        results["macs"][1] = classifier.profile.macs - classifier.graph.macs({}) + classifier.graph.macs(kept, indices)
-        results["params"][1] = classifier.graph.params(kept, list(dict(classifier.model.named_parameters())), indices)
+        kept = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups}).kept
+        indices = graph.indices(kept)
+        results["macs"][1] = before.macs - graph.macs({}) + graph.macs(kept, indices)
+        results["params"][1] = graph.params(kept, list(dict(classifier.model.named_parameters())), indices)
         print(f"compress_rate {results['compress_rate']}")
         for name in ("params", "macs"):
-            before, after = results[name]
-            print(f"{name:<7}{before:>16,} -> {after:,} ({after / before:.1%})")
-    if a.json:
-        write_json(Path(a.json), results)
+            dense, narrow = results[name]
+            print(f"{name:<7}{dense:>16,} -> {narrow:,} ({narrow / dense:.1%})")
+    if arguments.json:
+        write_json(Path(arguments.json), results)
 
 
-def run(a: PruneArguments) -> None:
-    """Cut, write the run's files, and print what came of it."""
-    outcome = run_pruning(a)
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+def prune(arguments: PruneArguments) -> None:
+    """Prune, write the run's files, and print the results."""
+    outcome = run_pruning(arguments)
+    directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     if not distributed.is_main():
         return
     try:
-        write_yaml(directory.path / "opt.yaml", to_record(a))
+        write_yaml(directory.path / "opt.yaml", to_record(arguments))
         checkpoint, results = write_files(directory, outcome), outcome.results
     except OSError:
         directory.discard()
@@ -91,8 +89,8 @@ def run(a: PruneArguments) -> None:
         print(f"control {name:<15}top-1 {top1:.2%}")
     print(
         f"results in {directory.path}\n"
-        f"next: python train.py --weights {checkpoint} --data {a.data}\n"
-        f"      python val.py --weights {checkpoint} --data {a.data}"
+        f"next: python train.py --weights {checkpoint} --data {arguments.data}\n"
+        f"      python val.py --weights {checkpoint} --data {arguments.data}"
     )
 
 

@@ -1,6 +1,6 @@
 """Train an image classifier: python train.py --model yolov5n-cls --data FOLDER --epochs 10
 
-On several processes: torchrun --nproc_per_node 2 train.py ...
+With several processes: torchrun --nproc_per_node 2 train.py ...
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from utils.errors import run_script
 
 
 def main() -> None:
-    arguments, given = parse(TrainArguments, "Train an image classifier.")
-    instead = chosen_analysis(arguments)
+    arguments, given = parse(TrainArguments, __doc__)
+    analysis = chosen_analysis(arguments)
     compressor = ClassifierCompressor(arguments, given=given)
     if distributed.is_main():
         print(compressor.summary(), flush=True)
-    text = instead(compressor) if instead else training_report(compressor)
+    text = analysis(compressor) if analysis else training_report(compressor)
     if distributed.is_main():
         print(text)
 
 
 def training_report(compressor: ClassifierCompressor) -> str:
-    """Train, and say what came of it and what to do next."""
+    """Train, and return the results and the commands for the next step."""
     results = compressor.run_training_loop()
-    if not results:  # another rank's
+    if not results:  # on ranks other than 0
         return ""
     checkpoint, best = results["checkpoint"], compressor.history.best
     confusion = f"\n{confusion_text(best, compressor.spec.class_names)}" if compressor.arguments.confusion and best else ""

@@ -3,64 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from models.backends import open_backend
+from models.backends.arguments import BackendArguments
 from models.validation import Measurement, load_for, measure
-from utils.arguments import flag, parse
+from utils.arguments import check_at_least, data_flag, download_flag, flag, parse, project_flag, workers_flag
+from utils.data.datasets import SPLIT_FOLDERS
 from utils.distributed import select_device
-from utils.errors import UserError, run_script
+from utils.errors import run_script
 from utils.files.runs import RunDirectory
 from utils.measures.metrics import per_class
 from utils.output.reports import report_evaluation
 
-SHOWN_CLASSES = 100  # more are printed with --verbose only
+MANY_CLASSES = 100  # above this, the classes are printed with --verbose only
 
 
 @dataclass(frozen=True)
-class ValArguments:
+class ValArguments(BackendArguments):
     """Flags of val.py."""
 
-    weights: str = flag(
-        "weights/digits.pt",
-        "classifier: .pt (ours, a plain state dict, or an official YOLOv5 *-cls.pt), .onnx, .torchscript, or an OpenVINO folder",
+    data: str = data_flag("digits", "built-in data set, folder, or YAML")
+    split: str = flag(
+        "val", "images to measure on; without a val folder, val is the part held out in training", choices=SPLIT_FOLDERS, group="data"
     )
-    model: str = flag("", "architecture, for a plain state dict that does not tell")
-    data: str = flag("digits", "built-in data set, folder, or YAML")
-    split: str = flag("val", "val, test or train; without a val folder, val is the part that training held out")
-    val_fraction: float | None = flag(None, "share of train that is held out; the checkpoint's own where not given")
-    seed: int | None = flag(None, "seed of the part that is held out; the checkpoint's own where not given")
-    download: bool = flag(False, "fetch a built-in data set that is not in data/")
-    batch_size: int = flag(128, "images per forward pass", "--batch")
-    imgsz: int | None = flag(None, "side of the input, pixels; the weights' own where not given", "--img", "--img-size")
-    device: str = flag("", "cpu, cuda, a CUDA device's number, mps; the first CUDA device or the CPU where not given")
-    workers: int = flag(8, "processes that load images, at most; never more than the cores")
-    half: bool = flag(False, "half precision: bf16 where the device has it, else fp16 on CUDA")
-    verbose: bool = flag(False, "print every class, also of data sets with many")
-    project: str = flag("runs/val", "folder of the runs")
-    name: str = flag("exp", "name of the run; a number is added where it is taken")
-    exist_ok: bool = flag(False, "write into the folder of that name, whatever it holds")
+    val_fraction: float | None = flag(None, "share of train to hold out; default: the checkpoint's own", metavar="SHARE", group="data")
+    seed: int | None = flag(None, "seed of the held-out part; default: the checkpoint's own", group="data")
+    download: bool = download_flag()
+    batch_size: int = flag(128, "images per forward pass", "--batch", group="run")
+    workers: int = workers_flag()
+    verbose: bool = flag(False, f"print all classes, even if there are more than {MANY_CLASSES}", group="output")
+    project: str = project_flag("runs/val")
 
 
 def main() -> None:
-    a, given = parse(ValArguments, "Measure a classifier.")
-    if a.batch_size < 1:
-        raise UserError(f"batch-size is {a.batch_size}; it must be at least 1")
-    device = select_device(a.device)
-    weights = a.weights if "weights" in given else str(Path(__file__).resolve().parent / a.weights)
-    backend = open_backend(weights, device, a.half, a.model or None, a.imgsz)
-    data = load_for(backend, a.data, a.split, a.val_fraction, a.seed, a.download)
-    result = measure(backend, data, a.split, a.batch_size, a.workers, device)
-    directory = RunDirectory.create(a.project, a.name, a.exist_ok)
+    arguments, given = parse(ValArguments, __doc__)
+    check_at_least(arguments, batch_size=1)
+    device = select_device(arguments.device)
+    backend = arguments.open_backend(given, device)
+    data = load_for(backend, arguments.data, arguments.split, arguments.val_fraction, arguments.seed, arguments.download)
+    result = measure(backend, data, arguments.split, arguments.batch_size, arguments.workers, device)
+    directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     report_evaluation(result.evaluation, result.spec, directory.path, result.unreadable)
-    print(text(result, a), f"\nresults in {directory.path}", sep="")
+    print(report(result, arguments), f"\nresults in {directory.path}", sep="")
 
 
-def text(result: Measurement, arguments: ValArguments) -> str:
-    """Return the console report: per class, then the whole."""
+def report(result: Measurement, arguments: ValArguments) -> str:
+    """Return the console report: per class, then overall."""
     evaluation, classes = result.evaluation, len(result.spec.class_names)
     table = per_class(evaluation, result.spec.class_names)
-    shown = table if arguments.verbose or classes <= SHOWN_CLASSES else table.head(0)
+    shown = table if arguments.verbose or classes <= MANY_CLASSES else table.head(0)
     speed = ", ".join(f"{value:.2f} ms {stage}" for stage, value in evaluation.speed_ms.items())
     lines = [
         *(f"note   {note}" for note in result.notes),

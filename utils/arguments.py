@@ -1,93 +1,187 @@
-"""Command lines from dataclasses: one field is the flag, its default, its help, and its line in the run's record."""
+"""Command lines from dataclasses: a field is a flag, with its default, its help, and its entry in the run's record."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+import shutil
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, closest, nearest
 
 Arguments = TypeVar("Arguments")
+# In the order of --help.
+GROUPS = ("data", "network", "training", "pruning", "schedule", "distillation", "quantization", "analysis", "output", "run")
+_KINDS = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}  # metavar, and the type in an error
+_ARGPARSE_WORDS = {"expected": "expects", "ignored explicit argument": "takes no value, but was given"}
 
 
-def flag(default: Any, help: str, *aliases: str, const: Any = None, many: bool = False) -> Any:
+def flag(
+    default: Any,
+    help: str,
+    *aliases: str,
+    group: str,
+    choices: Iterable[Any] = (),
+    metavar: str = "",
+    const: Any = None,
+    many: bool = False,
+) -> Any:
     """Declare a field that is a flag.
 
     Args:
         default: the value without the flag.
         help: one line.
         aliases: further spellings, with their dashes.
+        group: the heading in ``--help``, one of ``GROUPS``.
+        choices: the only values allowed, besides the default.
+        metavar: what stands for the value in ``--help``; where not given, the choices, or N, X or TEXT by type.
         const: the value of the flag without a value; makes the value optional.
         many: the flag takes one or more values; the field is a tuple.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "aliases": aliases, "const": const, "many": many})
+    assert group in GROUPS, group
+    choices = tuple(choices)
+    metavar = metavar or (f"{{{','.join(map(str, choices))}}}" if choices else "")
+    details = {"help": help, "aliases": aliases, "group": group, "choices": choices, "metavar": metavar, "const": const, "many": many}
+    return dataclasses.field(default=default, metadata=details)
+
+
+# Flags that several scripts share.
+data_flag = partial(flag, metavar="NAME|FOLDER|YAML", group="data")
+download_flag = partial(flag, False, "download a built-in data set that is not in data/ yet", group="data")
+architecture_flag = partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network")
+imgsz_flag = partial(flag, None, "side of the input; default: the weights' own", "--img", "--img-size", metavar="PIXELS", group="network")
+device_flag = partial(
+    flag, "", "cpu, mps, cuda, or the number of a CUDA device; default: the first CUDA device, else the CPU", metavar="DEVICE", group="run"
+)
+workers_flag = partial(flag, 8, "processes that load images, at most one per core", group="run")
+half_flag = partial(flag, False, "half precision: bf16 where the device supports it, else fp16 on CUDA", group="run")
+project_flag = partial(flag, help="folder of the runs", metavar="FOLDER", group="run")
+name_flag = partial(flag, "exp", "name of the run; a number is appended if it is taken", metavar="NAME", group="run")
+exist_ok_flag = partial(flag, False, "write into the folder of that name even if it exists", group="run")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Prints an example in place of the usage, and of each flag the spellings with dashes, with its value once."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(shutil.get_terminal_size().columns - 2, 120))
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, "example: " if usage else prefix)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        value = {"?": f"[{action.metavar}]", "+": f"{action.metavar} ...", 0: ""}.get(action.nargs or "", action.metavar or "")
+        return f"{', '.join(spelling for spelling in action.option_strings if '_' not in spelling)} {value}".rstrip()
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports in one line, with the nearest flag."""
+    """Raises one-line errors that name the flag, the value, and what is valid instead."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments:"):
             word = message.removeprefix("unrecognized arguments:").split()[0]
-            flags = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown flag {word}.{nearest(word, flags)} See --help"
+            raise self._unknown(word.partition("=")[0]) if word.startswith("-") else UserError(f"'{word}' follows no flag. See --help")
+        if named := re.fullmatch(r"argument ([^/:]+)[^:]*: (.*)", message, flags=re.DOTALL):
+            message = f"{named[1]} {named[2]}"
+            for theirs, ours in _ARGPARSE_WORDS.items():
+                message = message.replace(theirs, ours, 1)
         raise UserError(message)
 
+    def _unknown(self, name: str) -> UserError:
+        """Build the error for a misspelt flag: the nearest one, and the flags of its group."""
+        found = closest(name, self._option_string_actions)
+        if not found:
+            return UserError(f"unknown flag {name}. See --help")
+        group = next(group for group in self._action_groups if self._option_string_actions[found] in group._group_actions)
+        flags = ", ".join(action.option_strings[0] for action in group._group_actions)
+        return UserError(f"unknown flag {name}. Did you mean '{found}'? Flags of {group.title}: {flags}. See --help")
 
-def make_parser(arguments: type[Any], description: str) -> argparse.ArgumentParser:
-    """Make the parser of a dataclass whose fields are declared with ``flag``."""
-    parser = _Parser(description=description, allow_abbrev=False)
-    hints = typing.get_type_hints(arguments)
-    for field in dataclasses.fields(arguments):
-        meta, kind = field.metadata, _value_type(hints[field.name])
-        spellings = dict.fromkeys([*spellings_of(field.name), *meta["aliases"]])
-        options: dict[str, Any] = {
-            "dest": field.name,
-            "default": argparse.SUPPRESS,
-            "help": f"{meta['help']} (default: {_shown(field.default)})",
-        }
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
-        else:
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
-            if meta["many"]:
-                options["nargs"] = "+"
-            if meta["const"] is not None:
-                options |= {"nargs": "?", "const": meta["const"]}
-        parser.add_argument(*spellings, **options)
+
+def make_parser(arguments: type[Any], description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a dataclass whose fields are declared with ``flag``.
+
+    Args:
+        arguments: the dataclass.
+        description: a script's docstring, whose first line is "What it does: python script.py --an example".
+    """
+    what, _, example = (description or "").partition(": python ")
+    example, _, rest = example.partition("\n")
+    parser = _Parser(
+        usage=f"python {example}" if example else None,
+        description=f"{what}.\n{rest}".rstrip() if example else what,
+        epilog="Underscores may replace the dashes inside a flag.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    add_flags(parser, arguments, with_defaults=False)
     return parser
 
 
-def parse(arguments: type[Arguments], description: str, argv: Sequence[str] | None = None) -> tuple[Arguments, set[str]]:
-    """Parse a command line.
+def add_flags(parser: argparse.ArgumentParser, arguments: type[Any], with_defaults: bool = True) -> None:
+    """Add a dataclass's flags to a parser; without defaults, flags that are not given are absent from its result."""
+    hints = typing.get_type_hints(arguments)
+    for title, fields in _by_group(arguments).items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            meta, kind = field.metadata, _value_type(hints[field.name])
+            default = _default(field)
+            options: dict[str, Any] = {
+                "dest": field.name,
+                "default": field.default if with_defaults else argparse.SUPPRESS,
+                "help": meta["help"] + (f" (default: {default})" if default not in ("-", "off") else ""),
+            }
+            if kind is bool:
+                options["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+            else:
+                options |= {"type": _reader(kind, field), "metavar": _metavar(field, kind)}
+                if meta["many"]:
+                    options["nargs"] = "+"
+                if meta["const"] is not None:
+                    options |= {"nargs": "?", "const": meta["const"]}
+            group.add_argument(*dict.fromkeys([*spellings_of(field.name), *meta["aliases"]]), **options)
+
+
+def parse(arguments: type[Arguments], description: str | None, argv: Sequence[str] | None = None) -> tuple[Arguments, set[str]]:
+    """Parse a command line; see ``make_parser``.
 
     Returns:
         The arguments, and the names of those that were given.
 
     Raises:
-        UserError: an unknown flag or a value of the wrong type.
+        UserError: a flag is unknown, or a value of the wrong type or not among the choices.
     """
     given = vars(make_parser(arguments, description).parse_args(argv))
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if given.get("seed", 0) >= 2**63:
         raise UserError(f"seed is {given['seed']}; it must be below 2^63")
-    return arguments(**values), set(given)
+    return from_record(arguments, given), set(given)
+
+
+def check_at_least(arguments: Any, **limits: int) -> None:
+    """Check numbers against their smallest values, given by field.
+
+    Raises:
+        UserError: one is too small.
+    """
+    for name, least in limits.items():
+        if (value := getattr(arguments, name)) < least:
+            raise UserError(f"{name.replace('_', '-')} is {value}; it must be at least {least}")
 
 
 def spellings_of(name: str) -> list[str]:
     """Return a field's flags: with dashes, and with underscores where that differs."""
-    return [f"--{name.replace('_', '-')}", *([f"--{name}"] if "_" in name else [])]
+    return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
 
 
 def from_record(arguments: type[Arguments], record: dict[str, Any]) -> Arguments:
-    """Rebuild arguments from a run's record; entries that this version does not know are refused.
+    """Rebuild arguments from a run's record.
 
     Raises:
-        UserError: an entry is unknown.
+        UserError: this version does not know one of the entries.
     """
     known = {field.name for field in dataclasses.fields(arguments)}  # type: ignore[arg-type]
     if extra := sorted(set(record) - known):
@@ -101,19 +195,30 @@ def to_record(arguments: Any) -> dict[str, Any]:
 
 
 def flag_table(scripts: dict[str, type[Any]]) -> str:
-    """Return one Markdown table of several scripts' flags: a row per flag, each script's default in its own column."""
-    rows: dict[str, list[str]] = {}
-    meanings: dict[str, str] = {}
-    for column, arguments in enumerate(scripts.values()):
-        for field in dataclasses.fields(arguments):
-            spellings = dict.fromkeys([spellings_of(field.name)[0], *field.metadata["aliases"]])
-            negation = f" / `--no-{field.name.replace('_', '-')}`" if field.default is True else ""
-            key = ", ".join(f"`{spelling}`" for spelling in spellings) + negation
-            rows.setdefault(key, [""] * len(scripts))[column] = _shown(field.default)
-            meanings.setdefault(key, field.metadata["help"])
-    head = ["flag", *scripts, "meaning"]
-    lines = [head, ["---"] * len(head), *([key, *cells, meanings[key]] for key, cells in rows.items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """Return the flags of several scripts as Markdown: a section per script, with a table per group."""
+    lines: list[str] = []
+    for script, arguments in scripts.items():
+        lines += [f"## {script}", ""]
+        hints = typing.get_type_hints(arguments)
+        for group, fields in _by_group(arguments).items():
+            rows = [_table_row(field, _value_type(hints[field.name])) for field in fields]
+            lines += [f"### {group}", "", "| flag | value | default | meaning |", "| --- | --- | --- | --- |", *rows, ""]
+    return "\n".join(lines).rstrip()
+
+
+def _table_row(field: dataclasses.Field[Any], kind: type) -> str:
+    spellings = [spellings_of(field.name)[0], *(alias for alias in field.metadata["aliases"] if "_" not in alias)]
+    if field.default is True:
+        spellings.append(spellings[0].replace("--", "--no-", 1))
+    value = "" if kind is bool else f"`{_metavar(field, kind)}{' ...' if field.metadata['many'] else ''}`"
+    cells = [", ".join(f"`{spelling}`" for spelling in spellings), value, _default(field), field.metadata["help"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _by_group(arguments: type[Any]) -> dict[str, list[dataclasses.Field[Any]]]:
+    fields = dataclasses.fields(arguments)
+    grouped = {group: [field for field in fields if field.metadata["group"] == group] for group in GROUPS}
+    return {group: members for group, members in grouped.items() if members}
 
 
 def _value_type(hint: Any) -> type:
@@ -125,7 +230,31 @@ def _value_type(hint: Any) -> type:
     return typing.cast(type, hint)
 
 
-def _shown(value: Any) -> str:
+def _reader(kind: type, field: dataclasses.Field[Any]) -> Callable[[str], Any]:
+    """Return argparse's ``type`` of a field: it converts one value and checks it against the choices."""
+    choices = field.metadata["choices"]
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"is '{text}'; it must be {_KINDS[kind][1]}") from None
+        if choices and value not in (*choices, field.default):
+            words = [str(choice) for choice in choices]
+            raise argparse.ArgumentTypeError(f"is '{text}'.{nearest(text, words)} Valid: {', '.join(words)}")
+        return value
+
+    return read
+
+
+def _metavar(field: dataclasses.Field[Any], kind: type) -> str:
+    return str(field.metadata["metavar"] or _KINDS[kind][0])
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    value = field.default
     if value is None or value in ("", ()):
         return "-"
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

@@ -20,11 +20,17 @@ class Interrupted(Exception):
     """The run was asked to stop (SIGINT or SIGTERM) and has saved; the message says how to go on."""
 
 
-def nearest(value: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return `` Did you mean 'x'?`` for the choice closest to ``value``, or an empty string."""
+def closest(value: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that is spelt most like ``value``, whatever the case, if any is close."""
     by_lower = {choice.lower(): choice for choice in choices}
-    match = difflib.get_close_matches(value.lower(), list(by_lower), n=1, cutoff=cutoff)
-    return f" Did you mean '{by_lower[match[0]]}'?" if match else ""
+    matches = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[matches[0]] if matches else None
+
+
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the choice closest to ``value``, or an empty string."""
+    found = closest(value, choices)
+    return f" Did you mean '{found}'?" if found else ""
 
 
 def unknown(kind: str, value: str, choices: Iterable[str]) -> UserError:

@@ -13,6 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_GRAY = ((0.449,), (0.226,))  # the mean of the three channels' figures
 
+CHANNELS = (1, 3)  # grey, RGB
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 4096
 
 
@@ -65,7 +66,7 @@ class ModelSpec:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be a whole number")
         if self.num_classes < 1:
             raise UserError(f"num_classes is {self.num_classes}; it must be at least 1")
-        if self.channels not in (1, 3):
+        if self.channels not in CHANNELS:
             raise UserError(f"channels is {self.channels}; valid: 1 (grey), 3 (RGB)")
         if not MIN_IMAGE_SIZE <= self.imgsz <= MAX_IMAGE_SIZE:
             raise UserError(f"image size is {self.imgsz}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")

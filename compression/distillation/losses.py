@@ -8,11 +8,7 @@ constant, for the log. L_student is the classification loss alone: what a regula
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import math
-import typing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,29 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compression.distillation.arguments import DistillationArguments
 from compression.distillation.teacher import Teacher
-from models.loading import Loaded, load_classifier, load_state_
+from models.loading import LoadedClassifier, load_classifier
 from models.networks import ARCHITECTURES, build, resolve_model
-from utils.arguments import flag, spellings_of
+from models.state_dicts import load_state_
 from utils.errors import UserError
 from utils.loop.hooks import Hook, LoopState
 from utils.spec import ModelSpec
 
 WEIGHTS_FILES = (".pt", ".pth", ".tar", ".ckpt", ".bin")
-
-
-@dataclass(frozen=True)
-class DistillationArguments:
-    """Flags of distillation, under Distiller's names and defaults."""
-
-    kd_teacher: str = flag("", "distil from this teacher: an architecture's name, or a checkpoint")
-    kd_pretrained: bool = flag(False, "give a torchvision or timm teacher its ImageNet weights (downloads them)")
-    kd_resume: str = flag("", "checkpoint with the teacher's weights; one of ours says its architecture itself")
-    kd_temperature: float = flag(1.0, "divides the logits before the softmax", "--kd-temp")
-    kd_distill_wt: float = flag(0.5, "weight of the distillation loss", "--kd-dw")
-    kd_student_wt: float = flag(0.5, "weight of the student's own classification loss", "--kd-sw")
-    kd_teacher_wt: float = flag(0.0, "weight of the teacher's classification loss, a constant for the log", "--kd-tw")
-    kd_start_epoch: int = flag(0, "first epoch that distils")
 
 
 class DistillationLossWeights(NamedTuple):
@@ -51,16 +34,6 @@ class DistillationLossWeights(NamedTuple):
     distill: float = 0.5
     student: float = 0.5
     teacher: float = 0.0
-
-
-def add_distillation_args(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of ``DistillationArguments`` to any parser, with their defaults."""
-    group = parser.add_argument_group("knowledge distillation")
-    hints = typing.get_type_hints(DistillationArguments)
-    for field in dataclasses.fields(DistillationArguments):
-        kind: dict[str, Any] = {"action": "store_true"} if hints[field.name] is bool else {"type": hints[field.name]}
-        spellings = [*spellings_of(field.name), *field.metadata["aliases"]]
-        group.add_argument(*spellings, dest=field.name, default=field.default, help=field.metadata["help"], **kind)
 
 
 def check(arguments: DistillationArguments) -> None:
@@ -129,7 +102,7 @@ def load_teacher(arguments: DistillationArguments, student: ModelSpec, device: t
     return Teacher(_from_file(path, name, student) if path else _pretrained(name, student), student, device=device)
 
 
-def _from_file(path: str, name: str, student: ModelSpec) -> Loaded:
+def _from_file(path: str, name: str, student: ModelSpec) -> LoadedClassifier:
     try:
         loaded = load_classifier(path, name or None)
     except UserError as error:
@@ -141,7 +114,7 @@ def _from_file(path: str, name: str, student: ModelSpec) -> Loaded:
     return loaded
 
 
-def _pretrained(name: str, student: ModelSpec) -> Loaded:
+def _pretrained(name: str, student: ModelSpec) -> LoadedClassifier:
     resolved, definition = resolve_model(name)
     if definition is not None or resolved in ARCHITECTURES:
         raise UserError(f"--kd-pretrained is for torchvision's and timm's networks; for '{name}' give a file with --kd-resume")
@@ -154,7 +127,7 @@ def _pretrained(name: str, student: ModelSpec) -> Loaded:
         if key in state and state[key].shape != value.shape:  # the head, which load_state_ would leave fresh
             trained = f"{key} is {list(state[key].shape)}, not {list(value.shape)}"
             raise UserError(f"the pretrained teacher '{name}' has other classes than the student's {student.num_classes}: {trained}")
-    return Loaded(model, spec, load_state_(model, state), named=False)
+    return LoadedClassifier(model, spec, load_state_(model, state), named=False)
 
 
 class KnowledgeDistillationPolicy(Hook):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compression.exporting.arguments import ExportArguments, check_arguments
-from compression.exporting.formats import FORMATS, QUANTIZABLE
+from compression.exporting.formats import FORMATS
 from compression.exporting.graphs import Source
 from compression.exporting.learned import is_linear, learned_ranges
 from compression.exporting.measuring import TOLERANCE, Row, choose, comparison_images, difference_of, make_row, measure_latencies
@@ -82,7 +82,7 @@ def load_traced(a: ExportArguments) -> TracedClassifier:
     Raises:
         UserError: something in the arguments, the data or the weights does not fit, or a library is missing.
     """
-    check_arguments(a, FORMATS, QUANTIZABLE)
+    check_arguments(a)
     for name in dict.fromkeys(a.include):
         FORMATS[name].check(a.int8)
     if is_exported(a.weights):

@@ -61,7 +61,7 @@ def test_classes_are_matched_by_name_and_strangers_are_refused(script, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--split", "tset"), "has no split 'tset'; it has: train"),
+        (("--split", "tset"), "--split is 'tset'. Did you mean 'test'? Valid: train, val, test"),
         (("--batch-size", "0"), "batch-size is 0"),
         (("--weights", "no.pt"), "no weights file no.pt"),
         (("--data", "digit"), "Did you mean 'digits'?"),

@@ -8,14 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compression.distillation.losses import (
-    DistillationArguments,
-    DistillationLossWeights,
-    KnowledgeDistillationPolicy,
-    add_distillation_args,
-    check,
-    distillation_loss,
-)
+from compression.distillation.arguments import DistillationArguments, add_distillation_args
+from compression.distillation.losses import DistillationLossWeights, KnowledgeDistillationPolicy, check, distillation_loss
 from tests.teachers import Fixed, Noisy
 from utils.arguments import make_parser, parse
 from utils.errors import UserError

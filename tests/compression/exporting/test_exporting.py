@@ -104,8 +104,8 @@ def test_a_file_runs_with_onnxruntime_and_numpy_alone(digits):
     assert spec["class_names"] == list("0123456789")
 
 
-def test_the_readmes_snippet_runs_with_onnxruntime_and_numpy_alone(tmp_path, monkeypatch, capsys):
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
+def test_the_snippet_of_the_docs_runs_with_onnxruntime_and_numpy_alone(tmp_path, monkeypatch, capsys):
+    blocks = (ROOT / "docs" / "quantization.md").read_text().split("```python\n")[1:]
     snippet = next(block.partition("```")[0] for block in blocks if "onnxruntime.InferenceSession" in block)
     assert {line.split()[1] for line in snippet.splitlines() if line.startswith("import ")} == {"json", "numpy", "onnxruntime"}
     spec = ModelSpec("tiny", 2, 16, class_names=("cat", "dog"))
@@ -381,10 +381,10 @@ def test_a_network_that_needs_its_batch_size_is_refused_with_dynamic():
 
 
 BAD = [
-    (("--include", "onx"), "unknown format 'onx'. Did you mean 'onnx'?"),
+    (("--include", "onx"), "--include is 'onx'. Did you mean 'onnx'?"),
     (("--int8",), "--int8 needs images to calibrate on: give --data"),
     (("--int8", "--data", "digits", "--include", "onnx", "torchscript"), "--int8 can't be written as torchscript; valid: onnx, openvino"),
-    (("--dynamic", "--batch-size", "2"), "so --batch-size 2 does not go with it"),
+    (("--dynamic", "--batch-size", "2"), "so it excludes --batch-size 2"),
     (("--batch-size", "0"), "batch-size is 0"),
     (("--images", "0"), "images is 0"),
     (("--opset", "11"), "opset is 11; it must lie in 18..21"),
