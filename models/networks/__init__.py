@@ -1,7 +1,4 @@
-"""Floor 2: whatever classifies an image. ``build(spec)`` makes any network from its specification.
-
-A new architecture of our own is one line in ``ARCHITECTURES``; torchvision's and timm's need none.
-"""
+"""Networks: ``build(spec)`` builds any of them. A new architecture is one line in ``ARCHITECTURES``; torchvision's and timm's need none."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from torch import nn
 
 from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, build_cifar_resnet, build_resnet
 from models.networks.vgg import CifarVGG
-from models.networks.yolo import build_yolo
+from models.networks.yolo import build_yolo, rows_of
 from utils.errors import UserError, unknown
 from utils.files.yaml_files import read_yaml
 from utils.spec import ModelSpec
@@ -47,7 +44,7 @@ ARCHITECTURES: dict[str, Builder] = {
     **{f"resnet{n}": partial(build_resnet, n) for n in IMAGENET_DEPTHS},
     "vgg16-cifar": CifarVGG,
 }
-# What the users of HRank and Distiller type.
+# Names from HRank and Distiller.
 ALIASES = {
     "vgg_16_bn": "vgg16-cifar",
     **{f"resnet_{n}": f"resnet{n}" for n in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
@@ -60,7 +57,7 @@ def resolve_model(name: str) -> tuple[str, dict[str, Any] | None]:
     """Turn what a user typed into an architecture's name and, for a YAML file, its definition.
 
     Raises:
-        UserError: no such file, or a name that neither we nor torchvision nor timm know.
+        UserError: there is no such file, or none of ours, torchvision's and timm's networks has this name.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
@@ -93,17 +90,17 @@ def build(spec: ModelSpec) -> nn.Module:
 
 
 def definition_of(spec: ModelSpec) -> dict[str, Any] | None:
-    """Return the YAML definition that a network is built from, or None where it is built from code."""
+    """Return the YAML definition that a network is built from, or None if code builds it."""
     if spec.definition is not None:
         return spec.definition
     return load_definition_of(spec.name) if spec.name.startswith("yolov5") and spec.name in ARCHITECTURES else None
 
 
 def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Set what a specification says beside the architecture: dropout and the normalisation layers' eps.
+    """Set what a specification holds beside the architecture: dropout and the normalisation layers' eps.
 
     Raises:
-        UserError: it names a layer that is not there.
+        UserError: it names a layer that does not exist.
     """
     if spec.dropout is not None:
         set_dropout_(model, spec.dropout)
@@ -125,9 +122,9 @@ def set_dropout_(model: nn.Module, probability: float) -> None:
 
 
 def cut_off(definition: dict[str, Any], layers: int) -> dict[str, Any]:
-    """Return a YAML definition's first ``layers`` layers with a classification head behind them."""
-    rows = definition.get("layers") or [*definition.get("backbone", []), *definition.get("head", [])]
-    if not 1 <= layers < len(rows) + 1:
+    """Return a YAML definition's first ``layers`` layers, followed by a classification head."""
+    rows = rows_of(definition)
+    if not 1 <= layers <= len(rows):
         raise UserError(f"cutoff is {layers}; this network has {len(rows)} layers, so it must lie in 1..{len(rows)}")
     body = [row for row in rows[:layers] if row[2] != "Classify"]
     kept = {key: value for key, value in definition.items() if key not in ("backbone", "head")}

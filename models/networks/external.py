@@ -22,9 +22,9 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def _timm() -> Any:
+def _timm(name: str) -> Any:
     if importlib.util.find_spec("timm") is None:
-        return None
+        raise UserError(f"'{name}' needs timm: pip install timm")
     import timm
 
     return timm
@@ -33,36 +33,32 @@ def _timm() -> Any:
 def resolve(name: str, own: Iterable[str]) -> str:
     """Return the full name of a torchvision or timm network (``timm/...``).
 
+    Args:
+        name: as a user gives it.
+        own: further valid names, for the error.
+
     Raises:
-        UserError: nobody knows the name; the nearest one is suggested.
+        UserError: neither library has such a network; the nearest name is suggested.
     """
-    if not name.startswith(TIMM_PREFIX) and name in torchvision_names():
+    if name in torchvision_names():
         return name
-    timm = _timm()
     bare = name.removeprefix(TIMM_PREFIX)
-    if timm is None and name.startswith(TIMM_PREFIX):
-        raise UserError(f"'{name}' needs timm: pip install timm")
+    timm = _timm(name) if name.startswith(TIMM_PREFIX) or importlib.util.find_spec("timm") else None
     if timm is not None and timm.is_model(bare):
         return TIMM_PREFIX + bare
     raise unknown("model", name, [*own, *torchvision_names()])
 
 
 def build(name: str, num_classes: int, channels: int) -> nn.Module:
-    """Build a torchvision or timm network.
+    """Build a torchvision or timm network; ``name`` is what ``resolve`` returns.
 
-    Args:
-        name: as ``resolve`` returns it.
-        num_classes: outputs.
-        channels: input channels; the first convolution is replaced where the library has no argument for it.
+    For other than 3 input channels the first convolution of torchvision's networks is replaced.
 
     Raises:
-        UserError: the network is unknown.
+        UserError: the network is unknown, or has no such convolution.
     """
     if name.startswith(TIMM_PREFIX):
-        timm = _timm()
-        if timm is None:
-            raise UserError(f"'{name}' needs timm: pip install timm")
-        model: nn.Module = timm.create_model(name.removeprefix(TIMM_PREFIX), num_classes=num_classes, in_chans=channels)
+        model: nn.Module = _timm(name).create_model(name.removeprefix(TIMM_PREFIX), num_classes=num_classes, in_chans=channels)
         return model
     if name not in torchvision_names():
         raise unknown("model", name, torchvision_names())
@@ -70,7 +66,7 @@ def build(name: str, num_classes: int, channels: int) -> nn.Module:
     # Auxiliary heads change what forward returns in training; they are not part of the classifier.
     options: dict[str, Any] = {"aux_logits": False} if "aux_logits" in inspect.getsource(builder) else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # old initialisers announce their successors
+        warnings.simplefilter("ignore", FutureWarning)  # on initialisers that will change
         model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if channels != 3:
         _replace_stem(model, channels)
@@ -93,11 +89,11 @@ def pretrained_state(name: str) -> dict[str, torch.Tensor]:
     """Fetch torchvision's or timm's ImageNet weights of a network.
 
     Raises:
-        UserError: they could not be fetched, or there are none.
+        UserError: they could not be fetched, or do not exist.
     """
     try:
         if name.startswith(TIMM_PREFIX):
-            return dict(_timm().create_model(name.removeprefix(TIMM_PREFIX), pretrained=True).state_dict())
+            return dict(_timm(name).create_model(name.removeprefix(TIMM_PREFIX), pretrained=True).state_dict())
         state = torchvision.models.get_model_weights(name)["DEFAULT"].get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError, KeyError) as error:
         raise UserError(f"could not fetch the pretrained weights of '{name}': {' '.join(str(error).split())[:200]}") from None
@@ -108,11 +104,11 @@ def pretrained_state(name: str) -> dict[str, torch.Tensor]:
 def pretrained_preprocessing(name: str) -> dict[str, Any]:
     """Return mean, std, image size and crop of a pretrained network, as ``ModelSpec`` takes them."""
     if name.startswith(TIMM_PREFIX):
-        config = _timm().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+        config = _timm(name).get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         return {"mean": tuple(config.mean), "std": tuple(config.std), "imgsz": config.input_size[-1], "crop_fraction": config.crop_pct}
     transform = torchvision.models.get_model_weights(name)["DEFAULT"].transforms()
     crop, resize = transform.crop_size[0], transform.resize_size[0]
     mean, std = tuple(transform.mean), tuple(transform.std)
     if "transform_input" in inspect.getsource(torchvision.models.get_model_builder(name)):
-        mean = std = (0.5, 0.5, 0.5)  # their pretrained form turns ImageNet's normalisation into this one inside forward
+        mean = std = (0.5, 0.5, 0.5)  # pretrained, these networks turn ImageNet's normalisation into this one in forward
     return {"mean": mean, "std": std, "imgsz": crop, "crop_fraction": crop / resize}

@@ -1,4 +1,4 @@
-"""The layers of YOLOv5's classifiers, under the state-dict keys that their users know.
+"""The layers of YOLOv5's classifiers, with YOLOv5's state-dict keys.
 
 Every layer takes its widths as arguments and reads none in ``forward``, so that any width can be cut.
 """
@@ -28,9 +28,9 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 conv to ``c_hidden``, 3x3 conv to ``c_out``, and the input added where ``add`` says so.
+    """1x1 conv to ``c_hidden``, 3x3 conv to ``c_out``, plus the input if ``add``.
 
-    ``add`` is stored and never inferred from the widths: a width that does not fit must fail, not drop the shortcut.
+    ``add`` is stored, never inferred from the widths: if they do not match, the network must fail, not drop the shortcut.
     """
 
     def __init__(self, c_in: int, c_hidden: int, c_out: int, add: bool) -> None:
@@ -49,7 +49,7 @@ class C3(nn.Module):
 
     Args:
         c_in, c_out: channels of the input and the output.
-        c_main: channels of cv1 and then of every bottleneck's output; equal where they add their input.
+        c_main: channels of cv1, then of every bottleneck's output; all equal if the bottlenecks add their input.
         c_skip: channels of cv2.
         c_hidden: channels inside each bottleneck.
         shortcut: whether the bottlenecks add their input.

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class PadShortcut(nn.Module):
-    """Option A: subsample space, and place the channels between zero channels.
+    """Option A: subsample the map, and put zero channels before and after its channels.
 
-    ``source[j]`` is the input channel that feeds output channel j, or -1 for the zero channel that stands behind the
-    last. It is data and not arithmetic on widths, so that input and output channels can be cut independently.
+    ``source[j]`` is the input channel that output channel j copies, or -1 for a zero channel, which ``forward`` appends.
+    It is data, not arithmetic on widths, so that input and output channels can be cut independently.
     """
 
     source: Tensor
@@ -89,7 +89,7 @@ Block = type[BasicBlock] | type[Bottleneck]
 def _stage(block: Block, c_in: int, c_mid: int, depth: int, stride: int, option_a: bool = False) -> nn.Sequential:
     c_out = c_mid * block.expansion
     shortcut: nn.Module | None = None
-    if option_a:  # in the first stage too, where it changes nothing: so the stem can be cut apart from the stage
+    if option_a:  # in the first stage too, where it is the identity: the stem can then be cut independently of the stage
         shortcut = PadShortcut(c_in, c_out, stride)
     elif stride != 1 or c_in != c_out:
         shortcut = conv_shortcut(c_in, c_out, stride)
@@ -97,7 +97,8 @@ def _stage(block: Block, c_in: int, c_mid: int, depth: int, stride: int, option_
     return nn.Sequential(first, *(block(c_out, c_mid, 1, None) for _ in range(depth - 1)))
 
 
-def _initialise(model: nn.Module) -> None:
+def initialise_convolutions_(model: nn.Module) -> None:
+    """Draw the weights of all convolutions by He's method, in place (arXiv:1502.01852)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -119,7 +120,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.0)
         self.fc = nn.Linear(512 * block.expansion, num_classes)
-        _initialise(self)
+        initialise_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -141,7 +142,7 @@ class CifarResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.0)
         self.fc = nn.Linear(64, num_classes)
-        _initialise(self)
+        initialise_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

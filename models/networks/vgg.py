@@ -9,6 +9,8 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from models.networks.resnet import initialise_convolutions_
+
 # Output channels of the 13 convolutions; M is a 2x2 max pool.
 VGG16_LAYOUT = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
 
@@ -39,9 +41,7 @@ class CifarVGG(nn.Module):
                 linear2=nn.Linear(512, num_classes),
             )
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise_convolutions_(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.avgpool(self.features(x)).flatten(1))

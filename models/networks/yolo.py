@@ -1,9 +1,9 @@
-"""YOLOv5-style classifiers from a YAML definition: one line a layer, ``[from, repeats, layer, arguments]``."""
+"""YOLOv5-style classifiers from a YAML definition with one row per layer, ``[from, repeats, layer, arguments]``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ NUM_CLASSES_WORDS = ("num_classes", "nc")
 
 
 class NotBuiltNarrow(ValueError):
-    """A layer whose channels are tied in a way that only surgery on the dense network knows."""
+    """A layer whose channels depend on each other in a way that only surgery on the dense network resolves."""
 
 
 @dataclass(frozen=True)
 class Width:
-    """Channels of the dense network, and those that are built."""
+    """Channels of the dense network, and of the one that is built."""
 
     dense: int
     built: int
@@ -30,11 +30,12 @@ class Width:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a definition, with its channels resolved.
+    """One row of a definition, with its channels resolved.
 
     Attributes:
         c_in: of each source.
-        take: a dense width -> the width; called once per channel group, in forward order of the groups' first producers.
+        scale: a width in the definition -> the dense width.
+        take: a dense width -> both widths; called once per channel group, in forward order of the groups' first producers.
     """
 
     c_in: list[Width]
@@ -114,7 +115,7 @@ LAYERS: dict[str, Callable[[Line], Built]] = {
     "Concat": _concat,
     "Classify": _classify,
 }
-REPEATED_INSIDE = {"C3"}  # these take the repeats as their own depth; the others are chained
+REPEATED_INSIDE = {"C3"}  # layers whose repeats are their own depth; others are chained
 
 
 class YoloClassifier(nn.Module):
@@ -136,13 +137,6 @@ class YoloClassifier(nn.Module):
         return x
 
 
-def _multiple(definition: dict[str, Any], name: str) -> float:
-    value = definition.get(name, 1)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{name} of the model definition is {value!r}; it must be a number above 0")
-    return float(value)
-
-
 def build_yolo(
     definition: dict[str, Any], num_classes: int, channels: int = 3, take: Callable[[int], int] = lambda width: width
 ) -> YoloClassifier:
@@ -156,34 +150,20 @@ def build_yolo(
             producers, which is the order of the entries of a compress_rate.
 
     Raises:
-        NotBuiltNarrow: other widths are asked for, and a layer's channels are tied in a way that is not known here.
-        UserError: a layer is unknown, a line malformed, a source not there, or the last layer no classifier.
+        NotBuiltNarrow: another width is asked for, but how a layer's channels depend on each other is not known here.
+        UserError: a layer is unknown, a row malformed, a source missing, or the last layer no classifier.
     """
     layers: list[nn.Module] = []
     sources: list[list[int]] = []
     widths = {-1: Width(channels, channels)}
-    rows = definition.get("layers") or [*(definition.get("backbone") or []), *(definition.get("head") or [])]
-    if not isinstance(rows, list) or not rows:
-        raise UserError("the model definition has no layers; it needs a list 'layers' of [from, repeats, layer, arguments]")
+    rows = rows_of(definition)
     depth, width = _multiple(definition, "depth_multiple"), _multiple(definition, "width_multiple")
     for i, row in enumerate(rows):
-        if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and isinstance(row[1], int) and row[1] > 0):
-            raise UserError(f"layer {i} of the model definition is {row!r}; it must be [from, repeats, layer, arguments]")
-        origin, repeats, kind, args = row
-        if not isinstance(kind, str) or kind not in LAYERS:
-            raise unknown(f"layer in line {i} of the model definition:", str(kind), LAYERS)
-        if not all(isinstance(j, int) for j in (origin if isinstance(origin, list) else [origin])):
-            raise UserError(f"layer {i} ({kind}) of the model definition reads {origin!r}; it must be a layer's index or a list of them")
-        source = [i + j if j < 0 else j for j in (origin if isinstance(origin, list) else [origin])]
-        if bad := [j for j in source if j not in widths]:
-            raise UserError(f"layer {i} ({kind}) of the model definition reads layer {bad[0]}, which does not come before it")
-        if not source or (len(source) > 1 and kind != "Concat"):
-            raise UserError(f"layer {i} ({kind}) of the model definition reads {len(source)} layers; it takes one, Concat one or more")
-        args = [num_classes if a in NUM_CLASSES_WORDS else a for a in args]
+        source, repeats, kind, args = _checked_row(i, row, widths)
+        args = [num_classes if argument in NUM_CLASSES_WORDS else argument for argument in args]
         repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
-        c_in = [widths[j] for j in source]
+        c_in, chain = [widths[j] for j in source], []
         try:
-            chain = []
             for _ in range(1 if kind in REPEATED_INSIDE else repeats):
                 layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width), lambda c: Width(c, take(c))))
                 chain.append(layer)
@@ -201,3 +181,37 @@ def build_yolo(
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM
     return YoloClassifier(layers, sources)
+
+
+def rows_of(definition: dict[str, Any]) -> list[Any]:
+    """Return the rows of a definition, one per layer: ``layers``, or YOLOv5's ``backbone`` and ``head``."""
+    rows = definition.get("layers") or [*(definition.get("backbone") or []), *(definition.get("head") or [])]
+    if not isinstance(rows, list) or not rows:
+        raise UserError("the model definition has no layers; it needs a list 'layers' of [from, repeats, layer, arguments]")
+    return rows
+
+
+def _checked_row(i: int, row: Any, known: Container[int]) -> tuple[list[int], int, str, list[Any]]:
+    """Return a row with its sources as absolute indices."""
+    if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list) and isinstance(row[1], int) and row[1] > 0):
+        raise UserError(f"layer {i} of the model definition is {row!r}; it must be [from, repeats, layer, arguments]")
+    origin, repeats, kind, args = row
+    if not isinstance(kind, str) or kind not in LAYERS:
+        raise unknown(f"layer in line {i} of the model definition:", str(kind), LAYERS)
+    where = f"layer {i} ({kind}) of the model definition reads"
+    origins = origin if isinstance(origin, list) else [origin]
+    if not all(isinstance(j, int) for j in origins):
+        raise UserError(f"{where} {origin!r}; it must be a layer's index or a list of them")
+    source = [i + j if j < 0 else j for j in origins]
+    if absent := [j for j in source if j not in known]:
+        raise UserError(f"{where} layer {absent[0]}, which does not come before it")
+    if not source or (len(source) > 1 and kind != "Concat"):
+        raise UserError(f"{where} {len(source)} layers; only Concat reads more than one")
+    return source, repeats, kind, args
+
+
+def _multiple(definition: dict[str, Any], name: str) -> float:
+    value = definition.get(name, 1)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name} of the model definition is {value!r}; it must be a number above 0")
+    return float(value)
