@@ -1,0 +1,170 @@
+"""Renew the parts of the docs that are computed: python -m docs.generate
+
+A part stands between ``<!-- NAME -->`` and ``<!-- /NAME -->``. Flags come from the scripts' arguments, measured figures from
+benchmarks/*.json, channel numbers from a trace. The tests hold every part equal to what is computed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import predict
+import val
+from compression.exporting.arguments import ExportArguments
+from compression.pruning.arguments import PruneArguments
+from compression.training.arguments import TrainArguments
+from docs.four_layers import KEEP, Step, dense_steps, four_layers, graph_of, shrunk_network, shrunk_steps
+from utils.arguments import flag_table
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS: dict[str, type[Any]] = {
+    "train.py": TrainArguments,
+    "prune.py": PruneArguments,
+    "export.py": ExportArguments,
+    "val.py": val.ValArguments,
+    "predict.py": predict.PredictArguments,
+}
+RUNTIMES = {"torch": "torch, eager", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def flags() -> str:
+    """Return the flags of each script, a table per group."""
+    return flag_table(SCRIPTS)
+
+
+def deployment(network: str) -> str:
+    """Return a network's forms, dense and pruned, in each runtime."""
+    rows = [row for row in _rows("deploy") if row["network"] == network]
+    trained = rows[0]["top1"] is not None
+    head = ["network", "runtime", "precision", *(["test top-1"] if trained else []), "batch 1", "batch 8", "size"]
+    return _table(
+        head,
+        (
+            [
+                f"{row['step'].removesuffix(' + int8')}, {row['macs'] / 1e6:,.1f} M multiply-adds",
+                RUNTIMES[row["runtime"].split()[0]],
+                row["precision"],
+                *([_percent(row["top1"])] if trained else []),
+                *(f"{row[f'latency_ms_batch{n}']:.2f} ms ({row[f'speed_up_batch{n}']:.1f}x)" for n in (1, 8)),
+                f"{row['bytes'] / 1e6:.2f} MB",
+            ]
+            for row in rows
+        ),
+    )
+
+
+def accuracy_after_pruning() -> str:
+    """Return the accuracy of each network and criterion: dense, after the cut, fine-tuned."""
+    rows = (
+        [
+            row["network"],
+            f"{row['macs']:.1%}",
+            row["criterion"],
+            *(_percent(row[f"{when}_test_top1"]) for when in ("dense", "cut", "tuned")),
+        ]
+        for row in _rows("cifar10")
+    )
+    return _table(["network", "multiply-adds left", "criterion", "dense", "after the cut", "fine-tuned"], rows)
+
+
+def latency() -> str:
+    """Return the latency of dense and pruned networks in eager torch."""
+    rows = (
+        [row["model"], row["batch"], row["network"], f"{row['macs']:.1%}", f"{row['median_ms']:.1f} ms", f"{row['speed_up']:.2f}x"]
+        for row in _rows("latency")
+    )
+    return _table(["network", "batch", "widths", "multiply-adds", "median", "speed-up"], rows)
+
+
+def operations() -> str:
+    """Return every operation of the four layers with its channel numbers, whole and cut."""
+    rows = (
+        [step.name, " x ".join(map(str, step.shape)), _numbers(step), " x ".join(map(str, cut.shape)), _numbers(cut)]
+        for step, cut in zip(dense_steps(), shrunk_steps(), strict=True)
+    )
+    return _table(["operation", "shape", "channel numbers", "shape after the cut", "numbers after the cut"], rows)
+
+
+def groups() -> str:
+    """Return the channel groups of the four layers."""
+    rows = (
+        [
+            f"`{group.name}`",
+            group.size,
+            *(", ".join(f"`{m.tensor}` dim {m.dim}" for m in group.members if m.role == role) or "-" for role in ROLES),
+            group.reason or "yes",
+        ]
+        for group in graph_of(four_layers()).groups
+    )
+    return _table(["group", "units", "made by", "followed by", "read by", "can it be cut?"], rows)
+
+
+ROLES = ("producer", "follower", "reader")
+
+
+def leftovers() -> str:
+    """Return what the cut leaves of each tensor of the four layers."""
+    shrunk, dense, graph = shrunk_network()
+    before, after = dense.state_dict(), shrunk.state_dict()
+    kept = graph.indices(KEEP)
+    rows = (
+        [
+            f"`{name}`",
+            " x ".join(map(str, before[name].shape)),
+            "; ".join(f"dim {dim}: {', '.join(map(str, index.tolist()))}" for dim, index in sorted(kept.get(name, {}).items())) or "all",
+            " x ".join(map(str, after[name].shape)),
+        ]
+        for name in before
+    )
+    return _table(["tensor", "shape", "kept positions", "shape after the cut"], rows)
+
+
+PARTS: dict[tuple[str, str], Callable[[], str]] = {
+    ("flags.md", "flags"): flags,
+    ("results.md", "resnet50"): lambda: deployment("resnet50"),
+    ("results.md", "resnet56"): lambda: deployment("resnet56"),
+    ("results.md", "yolov5n-cls"): lambda: deployment("yolov5n-cls"),
+    ("results.md", "accuracy"): accuracy_after_pruning,
+    ("results.md", "latency"): latency,
+    ("how-a-cut-works.md", "operations"): operations,
+    ("how-a-cut-works.md", "groups"): groups,
+    ("how-a-cut-works.md", "leftovers"): leftovers,
+}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the lines that a part stands between."""
+    return f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+
+
+def _rows(benchmark: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((HERE.parent / "benchmarks" / f"{benchmark}.json").read_text(encoding="utf-8"))["rows"]
+    return found
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2%}"
+
+
+def _numbers(step: Step) -> str:
+    return " ".join(map(str, step.numbers))
+
+
+def main() -> None:
+    """Write every part into its file."""
+    for (file, name), part in PARTS.items():
+        path, (begin, end) = HERE / file, marks(name)
+        before, rest = path.read_text(encoding="utf-8").split(begin)
+        path.write_text(before + begin + part() + end + rest.split(end)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
