@@ -1,10 +1,11 @@
-"""The loop: ``fit`` trains, ``evaluate`` measures. Everything else that happens in a run is a hook."""
+"""The training loop: ``fit`` trains, ``evaluate`` measures; everything else in a run is a hook."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from utils import distributed
 from utils.data.loaders import Batch, mix_seed
 from utils.data.transforms import normalise
 from utils.errors import UserError
-from utils.loop.hooks import Hook, LoopState
+from utils.loop.hooks import Hook, LoopState, notify
 from utils.loop.optim import LearningRate
 from utils.loop.precision import Precision
 from utils.measures.metrics import Evaluation, Tally
@@ -23,18 +24,18 @@ from utils.spec import ModelSpec
 
 @dataclass(kw_only=True)
 class Run(LoopState):
-    """The whole state of a training run, which every hook receives.
+    """The whole state of a training run, passed to every hook.
 
     Attributes:
-        network: what is called in the forward pass: ``model``, or its DDP or compiled wrapper.
-        learning_rate: sets the rate at every step; None where a hook sets it.
+        network: what the forward pass calls: ``model``, or its DDP or compiled wrapper.
+        learning_rate: sets the rate at every step; None if a hook sets it.
         batches: (epoch, first step) -> the rest of the epoch's batches.
-        mix: changes a batch's images and labels (mixup, cutmix).
+        mix: mixes a batch's images and labels (mixup, cutmix).
         criterion: (outputs, targets) -> loss.
         validate: measures a network on the validation split.
         loss_sums: over the epoch's images so far, of the "loss" and of each of its named parts.
-        stop: set by a hook to end the run after this epoch; says why.
-        interrupted: set from outside (a signal) to end the run after this optimizer step.
+        stop: the reason to end the run after this epoch, set by a hook.
+        interrupted: set from outside (by a signal) to end the run after this optimizer step.
     """
 
     spec: ModelSpec
@@ -68,6 +69,11 @@ class Run(LoopState):
         """Batches in the current accumulation group; an epoch's last group may be shorter."""
         return min(self.accumulate, self.steps_per_epoch - self.step // self.accumulate * self.accumulate)
 
+    def gradient_sync(self) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: processes exchange gradients only at the end of an accumulation group."""
+        delays = not self.ends_group and hasattr(self.network, "no_sync")
+        return self.network.no_sync() if delays else nullcontext()  # type: ignore[attr-defined]
+
     @property
     def ends_group(self) -> bool:
         """Whether the optimizer steps after the current batch."""
@@ -91,8 +97,8 @@ def fit(run: Run, hooks: Sequence[Hook], save: Callable[[Run], None]) -> None:
             validate                            on_epoch_end
             save
 
-    Hooks are called in their order. Every batch draws from a generator of its own, seeded by (seed, rank, epoch,
-    step), so that a run that is interrupted and resumed makes the same draws as one that is not.
+    Hooks are called in their order. Each batch draws from its own generator, seeded by (seed, rank, epoch, step), so
+    that a run that was interrupted and resumed makes the same draws as one that was not.
 
     Args:
         run: the state, which is advanced.
@@ -102,23 +108,20 @@ def fit(run: Run, hooks: Sequence[Hook], save: Callable[[Run], None]) -> None:
     Raises:
         UserError: the loss is no longer finite.
     """
-    for hook in hooks:
-        hook.on_run_begin(run)
+    notify(hooks, "on_run_begin", run)
     while run.epoch < run.epochs and not run.stop:
         train_epoch(run, hooks)
         save(run)
         if run.interrupted:
             return
-    for hook in hooks:
-        hook.on_run_end(run)
+    notify(hooks, "on_run_end", run)
 
 
 def train_epoch(run: Run, hooks: Sequence[Hook]) -> None:
     """Train from ``run.step`` to the end of the epoch and validate, or until the run is interrupted."""
     run.model.train()
     run.metrics = {}
-    for hook in hooks:
-        hook.on_epoch_begin(run)
+    notify(hooks, "on_epoch_begin", run)
     for batch in run.batches(run.epoch, run.step):
         train_step(run, hooks, batch)
         run.step += 1
@@ -130,61 +133,84 @@ def train_epoch(run: Run, hooks: Sequence[Hook]) -> None:
     if run.ema:
         run.ema.synchronise_()
     run.evaluation = run.validate(run.averaged)
-    for hook in hooks:
-        hook.on_epoch_end(run)
+    notify(hooks, "on_epoch_end", run)
     run.epoch, run.step, run.loss_sums, run.images_seen = run.epoch + 1, 0, {}, 0
-    goes_on = run.epoch < run.epochs and not run.stop
-    run.interrupted = distributed.any_rank(run.interrupted, run.device) and goes_on
+    continues = run.epoch < run.epochs and not run.stop
+    run.interrupted = distributed.any_rank(run.interrupted, run.device) and continues
 
 
 def train_step(run: Run, hooks: Sequence[Hook], batch: Batch) -> None:
-    """Process one batch; step the optimizer where it ends an accumulation group."""
+    """Train on one batch; the optimizer takes a step at the end of an accumulation group."""
     torch.manual_seed(mix_seed(run.seed, distributed.rank(), run.epoch, run.step))
-    run.unreadable.update(batch.unreadable)
-    images, labels = batch.images.to(run.device, non_blocking=True), batch.labels.to(run.device, non_blocking=True)
-    run.inputs, run.targets = run.mix(normalise(images, run.spec), labels)
-    for hook in hooks:
-        hook.on_minibatch_begin(run)
+    load_batch(run, batch)
+    notify(hooks, "on_minibatch_begin", run)
     if run.learning_rate:
         run.learning_rate.apply_(run.optimizer, run.epoch + (run.step + 1) / run.steps_per_epoch)
-    delays_sync = not run.ends_group and hasattr(run.network, "no_sync")
-    with run.network.no_sync() if delays_sync else nullcontext():  # type: ignore[attr-defined]
-        with run.precision.autocast():
-            run.outputs = run.network(run.inputs)
-        run.loss = run.criterion(run.outputs.float(), run.targets)
-        run.loss_parts = {"classification": run.loss}
-        for hook in hooks:
-            changed = hook.before_backward_pass(run)
-            if changed is not None:
-                run.loss = changed
-        loss = run.loss.item()
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the loss became {loss} in epoch {run.epoch + 1}, step {run.step + 1}; lower --lr0 "
-                f"(the rate is now {run.optimizer.param_groups[0]['lr']:g}), raise --warmup-epochs, or use --no-amp"
-            )
+    with run.gradient_sync():
+        compute_loss(run, hooks)
+        check_finite(run)
         run.scaler.scale(run.loss / run.group_size).backward()
-    run.loss, run.loss_parts = run.loss.detach(), {name: part.detach() for name, part in run.loss_parts.items()}
-    for name, value in {"loss": loss, **{name: float(part) for name, part in run.loss_parts.items()}}.items():
-        run.loss_sums[name] = run.loss_sums.get(name, 0.0) + value * len(labels)
-    run.images_seen += len(labels)
+    record_loss(run)
     if run.ends_group:
-        run.scaler.unscale_(run.optimizer)
-        trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(trained, run.clip_norm)
-        for hook in hooks:
-            hook.before_parameter_optimization(run)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad()
-        if run.ema:
-            run.ema.update_(run.model)
+        step_optimizer(run, hooks)
+    notify(hooks, "on_minibatch_end", run)
+
+
+def load_batch(run: Run, batch: Batch) -> None:
+    """Move a batch to the device, normalise and mix it."""
+    images, labels = batch.images.to(run.device, non_blocking=True), batch.labels.to(run.device, non_blocking=True)
+    run.inputs, run.targets = run.mix(normalise(images, run.spec), labels)
+    run.unreadable.update(batch.unreadable)
+
+
+def compute_loss(run: Run, hooks: Sequence[Hook]) -> None:
+    """Run the forward pass and compute the loss, which any hook may replace."""
+    with run.precision.autocast():
+        run.outputs = run.network(run.inputs)
+    run.loss = run.criterion(run.outputs.float(), run.targets)
+    run.loss_parts = {"classification": run.loss}
     for hook in hooks:
-        hook.on_minibatch_end(run)
+        replaced = hook.before_backward_pass(run)
+        if replaced is not None:
+            run.loss = replaced
+
+
+def check_finite(run: Run) -> None:
+    """Check that training has not diverged.
+
+    Raises:
+        UserError: the loss is infinite or not a number.
+    """
+    if not math.isfinite(loss := run.loss.item()):
+        raise UserError(
+            f"the loss became {loss} in epoch {run.epoch + 1}, step {run.step + 1}; lower --lr0 "
+            f"(the rate is now {run.optimizer.param_groups[0]['lr']:g}), raise --warmup-epochs, or use --no-amp"
+        )
+
+
+def record_loss(run: Run) -> None:
+    """Take the loss and its parts off the tape and add them to the epoch's sums."""
+    run.loss, run.loss_parts = run.loss.detach(), {name: part.detach() for name, part in run.loss_parts.items()}
+    for name, value in {"loss": run.loss, **run.loss_parts}.items():
+        run.loss_sums[name] = run.loss_sums.get(name, 0.0) + float(value) * len(run.inputs)
+    run.images_seen += len(run.inputs)
+
+
+def step_optimizer(run: Run, hooks: Sequence[Hook]) -> None:
+    """Clip the gradients, update the weights and their moving average, and clear the gradients."""
+    run.scaler.unscale_(run.optimizer)
+    trained = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, run.clip_norm)
+    notify(hooks, "before_parameter_optimization", run)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad()
+    if run.ema:
+        run.ema.update_(run.model)
 
 
 def gather_loss(run: Run) -> None:
-    """Add up the epoch's training losses over all ranks, into rank 0; the others start from nothing."""
+    """Sum the epoch's training losses of all ranks on rank 0, and clear them on the others."""
     names = distributed.broadcast(sorted(run.loss_sums))
     values = [*(run.loss_sums.get(name, 0.0) for name in names), run.images_seen]
     *sums, images_seen = distributed.sum_(torch.tensor(values, dtype=torch.float64, device=run.device)).tolist()
@@ -213,7 +239,7 @@ def evaluate(
     device: torch.device,
     name_of: Callable[[int], str],
 ) -> Evaluation:
-    """Measure a classifier on batches, which under torchrun are this rank's share; the result covers all ranks.
+    """Measure a classifier; under torchrun each rank passes its share of the batches, and the result covers them all.
 
     Args:
         classify: uint8 images [B, S, S, C] -> logits [B, classes].
