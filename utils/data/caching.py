@@ -1,4 +1,4 @@
-"""Decoded images kept in memory or in a file, so that each is read and decoded once and not once per epoch."""
+"""Decoded images kept in memory or in a file, so that each is decoded once and not in every epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.images import Image, UnreadableImage
-from utils.data.splits import Images, Split
+from utils.data.splits import Split
 from utils.errors import UserError, unknown
 from utils.files.checkpoint import atomic_write
 
@@ -25,19 +25,19 @@ MEMORY_SHARE = 0.8  # of what is free
 
 @dataclass(frozen=True)
 class CachedImages:
-    """Images in one flat uint8 buffer, which worker processes share: memory copied on write, or a mapped file.
+    """Images in one flat uint8 buffer that worker processes share: forked memory, or a mapped file.
 
     Attributes:
         buffer: all pixels, one image after another.
-        offsets: int64[N]; where each image starts, or -1 for one that could not be read.
+        offsets: int64[N]; where each image starts, or -1 if it could not be decoded.
         shapes: int64[N, 3]; height, width, channels.
-        original: where the names come from.
+        original: the images that were decoded.
     """
 
     buffer: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     shapes: NDArray[np.int64]
-    original: Images
+    original: Split
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -56,20 +56,20 @@ class CachedImages:
 
 
 def cache_split(split: Split, kind: str, channels: int, min_side: int, folder: Path) -> tuple[Split, str]:
-    """Decode a split once and keep it.
+    """Decode a split once and keep its images.
 
     Args:
-        split: what to keep; only its own images are decoded.
+        split: the images.
         kind: "ram", or "disk" for a file in ``folder`` that later runs use again.
         channels, min_side: as ``Images.read`` takes them.
-        folder: where the files of "disk" lie.
+        folder: for the files of "disk".
 
     Returns:
-        The split that reads from the cache, and a line that says what it takes. Where memory is too small for "ram",
-        the split as it was, and a line that says so.
+        The split that reads from the cache (the original one if memory is too small for "ram"), and a line that says
+        how much is cached or why nothing is.
 
     Raises:
-        UserError: unknown kind of cache.
+        UserError: unknown kind of cache, or no image can be decoded.
         OSError: the file can't be written.
     """
     if kind not in CACHES:
@@ -83,38 +83,18 @@ def cache_split(split: Split, kind: str, channels: int, min_side: int, folder: P
         buffer = np.frombuffer(pixels, np.uint8)
     else:
         buffer, offsets, shapes = _disk_cache(split, channels, min_side, folder)
-    images = CachedImages(buffer, offsets, shapes, _Renamed(split))
+    images = CachedImages(buffer, offsets, shapes, split)
     return Split(images, split.labels, np.arange(len(split))), f"{len(split)} images, {buffer.nbytes / 1e6:.1f} MB in {kind}"
-
-
-@dataclass(frozen=True)
-class _Renamed:
-    """The names of a split's images under their positions in the split."""
-
-    split: Split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def read(self, index: int, channels: int, min_side: int) -> Image:
-        return self.split.images.read(int(self.split.rows[index]), channels, min_side)
-
-    def name(self, index: int) -> str:
-        return self.split.images.name(int(self.split.rows[index]))
-
-    def check(self, index: int) -> str | None:
-        return self.split.images.check(int(self.split.rows[index]))
 
 
 def _decode_all(
     split: Split, channels: int, min_side: int, write: Callable[[bytes], object]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    images = _Renamed(split)
     offsets, shapes = np.full(len(split), -1), np.zeros((len(split), 3), np.int64)
 
     def decode(index: int) -> Image | None:
         try:
-            return images.read(index, channels, min_side)
+            return split.read(index, channels, min_side)
         except UnreadableImage:
             return None
 
@@ -130,7 +110,7 @@ def _decode_all(
 
 
 def _disk_cache(split: Split, channels: int, min_side: int, folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Map the file of this split, or make it; its name is a hash of everything that its pixels depend on."""
+    """Map the file of this split, after writing it if need be; its name is a hash of all that its pixels depend on."""
     path = folder / f"{_fingerprint(split, channels, min_side)}.pixels"
     table = path.with_suffix(".npz")
     if not (path.exists() and table.exists()):
@@ -148,8 +128,7 @@ def _disk_cache(split: Split, channels: int, min_side: int, folder: Path) -> tup
 
 def _fingerprint(split: Split, channels: int, min_side: int) -> str:
     digest = hashlib.sha256(f"{channels} {min_side}".encode())
-    for row in split.rows:
-        name = split.images.name(int(row))
+    for name in map(split.name, range(len(split))):
         digest.update(name.encode())
         if os.path.exists(name):
             status = os.stat(name)
@@ -163,14 +142,14 @@ def _estimate_bytes(split: Split, channels: int, min_side: int, samples: int = 6
     sizes = []
     for position in positions:
         try:
-            sizes.append(split.images.read(int(split.rows[position]), channels, min_side).nbytes)
+            sizes.append(split.read(int(position), channels, min_side).nbytes)
         except UnreadableImage:
             continue
     return int(np.mean(sizes) * len(split)) if sizes else 0
 
 
 def _free_memory() -> int:
-    """Bytes that can be had without swapping, as far as the system tells; else no limit."""
+    """Return the bytes available without swapping; if the system does not tell, as good as infinite."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

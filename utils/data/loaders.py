@@ -1,7 +1,7 @@
-"""Batches of training and validation images: which, in which order, with which random draws.
+"""Batches of training and validation images: their order, and the seeds of their augmentation.
 
-Order and augmentation are functions of (seed, epoch, position), so neither the number of worker processes nor a
-restart in the middle of an epoch changes what the network sees.
+Both are functions of (seed, epoch, position), so neither the number of worker processes nor a restart in the middle of
+an epoch changes what the network sees.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Draw(NamedTuple):
 
 
 def mix_seed(*parts: int) -> int:
-    """Hash integers into a 63-bit seed (splitmix64), so that neighbouring seeds have nothing in common."""
+    """Hash integers into a 63-bit seed (splitmix64), so that neighbouring integers give unrelated seeds."""
     state = 0
     for part in parts:
         state = (state + 0x9E3779B97F4A7C15 + part) & 0xFFFFFFFFFFFFFFFF
@@ -62,8 +62,8 @@ class SplitDataset(Dataset[Batch]):
         split: images and labels.
         spec: input size and channels.
         transform: (image, seed) -> uint8 [S, S, C].
-        substitute: whether an unreadable image's place is taken by the next readable one (training); otherwise its
-            place stays black with the label -1 (validation), so that it can be left out of every count.
+        substitute: whether the next readable image replaces an unreadable one (training); otherwise its place stays
+            black with the label -1 (validation), so that no count includes it.
     """
 
     def __init__(self, split: Split, spec: ModelSpec, transform: Callable[[Image, int], Image], substitute: bool) -> None:
@@ -82,7 +82,7 @@ class SplitDataset(Dataset[Batch]):
             for attempt in range(len(self) if self.substitute else 1):
                 candidate = (position + attempt) % len(self)
                 try:
-                    image = self.split.images.read(int(self.split.rows[candidate]), channels, side * READ_MARGIN)
+                    image = self.split.read(candidate, channels, side * READ_MARGIN)
                 except UnreadableImage:
                     unreadable.append(candidate)
                     continue
@@ -102,8 +102,8 @@ class SplitDataset(Dataset[Batch]):
 class TrainOrder(Sampler[list[Draw]]):
     """Batches of one rank for one epoch. Set ``epoch`` and ``start`` before each pass.
 
-    Every rank gets the same number of batches: what is short is filled from the front of the epoch's order. A last
-    batch of one image joins the batch before it, since batch norm can't take one image alone.
+    All ranks get the same number of batches: the last ones are filled up from the front of the epoch's order. A last
+    batch of one image joins the batch before it, since batch norm needs more than one image.
     """
 
     def __init__(self, length: int, batch_size: int, seed: int, rank: int, world_size: int, share: float = 1.0) -> None:
@@ -137,22 +137,16 @@ class TrainOrder(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         order = self.order()
         padded = np.resize(order, -(-self.images // self.world_size) * self.world_size)
+        places = range(self.rank, len(padded), self.world_size)
         begin = 0
         for step, size in enumerate(self.batch_sizes()):
             if step >= self.start:
-                places = range(begin, begin + size)
-                yield [
-                    Draw(
-                        int(padded[place * self.world_size + self.rank]),
-                        mix_seed(self.seed, self.epoch, place * self.world_size + self.rank),
-                    )
-                    for place in places
-                ]
+                yield [Draw(int(padded[place]), mix_seed(self.seed, self.epoch, place)) for place in places[begin : begin + size]]
             begin += size
 
 
 class EvalOrder(Sampler[list[Draw]]):
-    """Every position once over all ranks, none twice, in order."""
+    """Batches of one rank in the split's order; over all ranks, each image appears once."""
 
     def __init__(self, length: int, batch_size: int, rank: int, world_size: int) -> None:
         self.positions = range(rank, length, world_size)
@@ -167,11 +161,11 @@ class EvalOrder(Sampler[list[Draw]]):
 
 
 def make_loader(dataset: SplitDataset, order: Sampler[list[Draw]], workers: int, device: torch.device) -> DataLoader[Any]:
-    """Return torch's loader over the batches of ``order``; ``workers`` processes load ahead, 0 loads in this one."""
+    """Return torch's loader over the batches of ``order``; with 0 workers, this process loads them itself."""
     options: dict[str, Any] = {}
     if workers:
-        # Forked workers share the parent's cached pixels; where fork is not to be had they get copies. OpenCV's thread
-        # pool does not survive a fork (its calls would wait for ever), so it is closed here; the workers need none.
+        # Forked workers share the parent's cached pixels; on systems without fork they get copies. OpenCV's thread pool
+        # does not survive a fork (its calls would hang), so it is closed here; the workers need none.
         cv2.setNumThreads(0)
         context = "fork" if sys.platform == "linux" else None
         options = {"multiprocessing_context": context, "persistent_workers": True, "prefetch_factor": 4}
@@ -182,7 +176,7 @@ def make_loader(dataset: SplitDataset, order: Sampler[list[Draw]], workers: int,
 
 
 def choose_workers(wanted: int, world_size: int) -> int:
-    """Return at most ``wanted`` workers: no more than this process's share of the cores; one core needs none.
+    """Return the number of workers: at most ``wanted`` and this process's share of the cores; none on one core.
 
     Raises:
         UserError: a negative number.
@@ -195,7 +189,7 @@ def choose_workers(wanted: int, world_size: int) -> int:
 
 
 def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """Return weights inverse to the classes' frequencies, with a mean of 1 over the images; 0 for an absent class."""
+    """Return a weight per class, inverse to its frequency, with a mean of 1 over the images; 0 for an absent class."""
     counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
     present = counts > 0
     weights = np.zeros(num_classes)
@@ -215,7 +209,7 @@ def check_balance(balance: str) -> str:
 
 
 def sampling_probabilities(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
-    """Return each image's probability under which every class is drawn equally often."""
+    """Return a probability per image, such that all classes are drawn equally often."""
     weights = class_weights(labels, num_classes)[labels]
     return np.asarray(weights / weights.sum())
 

@@ -1,4 +1,4 @@
-"""Where images for prediction come from: files, folders, globs, lists, videos, webcams, streams."""
+"""Sources of images for prediction: files, folders, globs, lists, videos, webcams, streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,12 +24,12 @@ class Item:
     """One image to classify.
 
     Attributes:
-        path: what the user knows it by.
-        output: where its annotated copy belongs, relative to the run's folder.
+        path: the name by which a user knows it.
+        output: path of its annotated copy, relative to the run's folder.
         label: the beginning of its console line.
-        read: (channels, min_side) -> image, as ``images.read_image``.
-        frame: number of the frame in a video or stream, counted from 1; 0 for a picture.
-        fps: of the video that the frame belongs to.
+        read: (channels, min_side) -> image, like ``images.read_image``.
+        frame: number of the frame in a video or stream, from 1; 0 for a picture.
+        fps: of the video to which the frame belongs.
     """
 
     path: str
@@ -41,29 +42,26 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Items in order; ``live`` sources must be shown as they come, one by one.
-
-    ``files`` is how many files there are, 0 for a live source.
-    """
+    """Images to classify, in order, and the number of files that they come from: 0 for a live source."""
 
     items: Callable[[], Iterator[Item]]
     files: int = 0
 
     @property
     def live(self) -> bool:
-        """Whether the images come from a camera or stream."""
+        """Whether the images come from a camera or stream and must be handled one by one."""
         return self.files == 0
 
 
 def open_source(source: str, stride: int = 1) -> Source:
-    """Find out what a source is.
+    """Open what ``--source`` names.
 
     Args:
         source: image, video, folder (recursive), glob, .txt list of paths, webcam number, or stream URL.
-        stride: of videos and streams, every so many frames are taken.
+        stride: of videos and streams, every ``stride``-th frame is taken.
 
     Raises:
-        UserError: there is nothing there, or nothing that we can read.
+        UserError: there is nothing there, or nothing readable.
     """
     if stride < 1:
         raise UserError(f"vid-stride is {stride}; it must be at least 1")
@@ -78,7 +76,7 @@ def open_source(source: str, stride: int = 1) -> Source:
 
 
 def _list_files(source: str) -> tuple[list[Path], Path]:
-    """Return the files that a source names, and the folder that their outputs mirror."""
+    """Return the files that a source names, and the folder whose structure their outputs repeat."""
     path = Path(source)
     if path.is_dir():
         found, root = sorted(p for p in path.rglob("*") if p.is_file()), path
@@ -127,11 +125,7 @@ def _files(paths: list[Path], root: Path, stride: int) -> Iterator[Item]:
             except UserError:  # one bad file among many is skipped like a bad image
                 yield Item(str(path), output, f"{label} {path}", _unreadable("no video that OpenCV can read"))
         else:
-            yield Item(str(path), output, f"image {number}/{len(paths)} {path}", _file_reader(path))
-
-
-def _file_reader(path: Path) -> Callable[[int, int], Image]:
-    return lambda channels, min_side: read_image(path, channels, min_side)
+            yield Item(str(path), output, f"image {number}/{len(paths)} {path}", partial(read_image, path))
 
 
 def _open(origin: int | str, name: str) -> cv2.VideoCapture:

@@ -1,4 +1,4 @@
-"""The parts of a data set: images of any storage, splits with labels, and the data set with its class names."""
+"""The parts of a data set: images however they are stored, splits with labels, and the whole with its class names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.errors import UserError, nearest
 
 
 class Images(Protocol):
-    """A sequence of images that may fail one by one."""
+    """A sequence of images, any of which may turn out unreadable."""
 
     def __len__(self) -> int: ...
 
@@ -24,10 +24,10 @@ class Images(Protocol):
         """Return uint8 [H, W, channels]. Raises UnreadableImage."""
 
     def name(self, index: int) -> str:
-        """Return what a user knows the image by, usually its path."""
+        """Return the name by which a user knows the image, usually its path."""
 
     def check(self, index: int) -> str | None:
-        """Say cheaply what is wrong with the image, or None."""
+        """Return what is wrong with the image, found without decoding it, or None."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,17 @@ class PillowImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels, int64, indices into the class names."""
+    """A selection of images, in order, with their labels; itself ``Images``, indexed by position in the split.
+
+    Attributes:
+        images: where the split's images come from, and perhaps others.
+        labels: int64[N]; indices into the class names.
+        rows: int64[N]; the image at position i is ``images[rows[i]]``.
+    """
 
     images: Images
     labels: NDArray[np.int64]
-    rows: NDArray[np.int64]  # which of ``images`` belong to this split, in order; labels[i] is that of images[rows[i]]
+    rows: NDArray[np.int64]
 
     @classmethod
     def of(cls, images: Images, labels: Sequence[int] | NDArray[Any]) -> Split:
@@ -112,9 +118,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def name(self, position: int) -> str:
-        """Return the name of the image at a position of this split."""
-        return self.images.name(int(self.rows[position]))
+    def read(self, index: int, channels: int, min_side: int) -> Image:
+        return self.images.read(int(self.rows[index]), channels, min_side)
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.rows[index]))
+
+    def check(self, index: int) -> str | None:
+        return self.images.check(int(self.rows[index]))
 
     def take(self, positions: NDArray[Any]) -> Split:
         """Return the part at these positions."""
@@ -125,20 +136,20 @@ class Split:
         return replace(self, labels=mapping[self.labels])
 
     def readable(self) -> tuple[Split, list[str]]:
-        """Return the part whose files look whole, and a line ``name: reason`` for each of the others."""
-        reasons = [self.images.check(int(row)) for row in self.rows]
+        """Return the part that ``check`` finds nothing wrong with, and a line ``name: reason`` for each other image."""
+        reasons = [self.check(position) for position in range(len(self))]
         bad = [f"{self.name(position)}: {reason}" for position, reason in enumerate(reasons) if reason]
         return (self.take(np.array([not reason for reason in reasons], dtype=bool)) if bad else self), bad
 
     def digest(self) -> str:
-        """Return a hash of names and labels: equal for equal splits, across machines' orders of listing."""
+        """Return a hash of file names and labels, which does not depend on where the files are."""
         rows = (f"{Path(self.name(position)).name}:{label}" for position, label in enumerate(self.labels))
         return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: class names, splits (``train``, ``val``, ``test``; those that exist), and its own defaults."""
+    """A data set: class names, the splits that it has (of ``train``, ``val``, ``test``), and its own defaults."""
 
     name: str
     class_names: tuple[str, ...]
@@ -160,7 +171,7 @@ class ImageData:
         return self.splits[name]
 
     def for_classes(self, class_names: Sequence[str]) -> ImageData:
-        """Return the data with labels that index another list of class names, matched by name.
+        """Return the data relabelled for another list of class names; classes are matched by name.
 
         Raises:
             UserError: the data has a class that is not in the list.
