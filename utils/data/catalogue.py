@@ -1,4 +1,4 @@
-"""torchvision's classification data sets by name. Importing this module does not import torchvision; loading does."""
+"""torchvision's classification data sets by name; torchvision is imported only when one is loaded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Entry:
     """How torchvision makes one data set.
 
     Attributes:
-        class_name: in ``torchvision.datasets``.
-        splits: our split's name -> the constructor's arguments.
+        class_name: its class in ``torchvision.datasets``.
+        splits: the constructor's arguments for each of our splits.
         imgsz, channels, fliplr: the data set's own defaults.
         options: further arguments of the constructor, for every split.
     """
@@ -60,12 +60,12 @@ CATALOGUE: dict[str, Entry] = {
 
 
 def load_catalogued(name: str, root: Path, download: bool) -> ImageData:
-    """Load one of torchvision's data sets from ``root``, fetching it first if asked to.
+    """Load one of torchvision's data sets from ``root``, after downloading it if need be and allowed.
 
     Raises:
-        UserError: it is not there and no download was asked for, or it can't be fetched or read.
+        UserError: it is not there and may not be downloaded, or it can't be downloaded or read.
     """
-    import torchvision.datasets  # takes seconds, and most data need it not
+    import torchvision.datasets  # takes seconds, and most data sets do without it
 
     entry = CATALOGUE[name]
     constructor = getattr(torchvision.datasets, entry.class_name)
@@ -85,7 +85,7 @@ def load_catalogued(name: str, root: Path, download: bool) -> ImageData:
 
 
 def _construct(constructor: Any, options: dict[str, Any], download: bool) -> Any:
-    """Make the data set, or return None where its files are not there and nothing may be fetched."""
+    """Make the data set, or return None if its files are missing and may not be downloaded."""
     try:
         return constructor(**options, download=download)
     except (RuntimeError, FileNotFoundError):
@@ -95,7 +95,7 @@ def _construct(constructor: Any, options: dict[str, Any], download: bool) -> Any
 
 
 def _images(dataset: Any, prefix: str) -> Images:
-    """Use the data set's own array where it has one of the usual layout: no Pillow image is made then."""
+    """Use the data set's own array if it has one of the usual layout, which avoids Pillow images."""
     data: Any = getattr(dataset, "data", None)
     array: Any = data.numpy() if hasattr(data, "numpy") else data
     if getattr(array, "dtype", None) == "uint8" and array.ndim in (3, 4) and len(array) == len(dataset):

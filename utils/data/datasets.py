@@ -1,4 +1,4 @@
-"""What ``--data`` names: a built-in data set, a folder of class folders, or a YAML; classes matched by name."""
+"""Loading what ``--data`` names: a built-in data set, a folder of class folders, or a YAML."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 
 
 def load_data(data: str, *, download: bool = False) -> ImageData:
-    """Find the data that a user means: a built-in name, a folder, or a YAML file.
+    """Load a data set by its built-in name, folder, or YAML file.
 
     Unreadable files are left out and listed in ``unreadable``.
 
     Raises:
-        UserError: there is no such data, or it has no images or classes.
+        UserError: there is no such data, or it has no images, classes or readable files.
     """
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
@@ -53,10 +53,10 @@ def load_data(data: str, *, download: bool = False) -> ImageData:
 
 
 def with_validation(data: ImageData, fraction: float, seed: int) -> ImageData:
-    """Return the data with a validation split: its own, or a stratified, seeded part of train. Test is never touched.
+    """Return the data with a validation split: its own, or a stratified, seeded part of train; never a part of test.
 
     Raises:
-        UserError: no training images, fewer than two classes, a fraction out of range, or too few images to split.
+        UserError: the data has no training images, fewer than two classes, or too few images; or the fraction is out of range.
     """
     if "train" not in data.splits:
         raise UserError(f"data '{data.name}' has no training images; it has: {', '.join(data.splits)}")
@@ -87,21 +87,18 @@ def _digits() -> ImageData:
         images, labels, test = file["images"], file["labels"], file["test"]
     whole = Split.of(ArrayImages(images, "digits"), labels)
     splits = {"train": whole.take(~test), "test": whole.take(test)}
-    # A mirrored digit is another sign, so no flips.
+    # A mirrored digit is no digit, so no flips.
     return ImageData("digits", tuple("0123456789"), splits, imgsz=32, channels=1, augment="light", fliplr=0.0)
 
 
-def _find_folder(root: Path, split: str) -> Path | None:
-    return next((root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
-
-
 def _from_folder(root: Path, name: str) -> ImageData:
-    folders = {split: found for split in SPLIT_FOLDERS if (found := _find_folder(root, split))}
+    present = {split: [root / folder for folder in folders if (root / folder).is_dir()] for split, folders in SPLIT_FOLDERS.items()}
+    folders = {split: found[0] for split, found in present.items() if found}
     return _from_folders(folders or {"train": root}, name)
 
 
 def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
-    """Read class folders; the class names are those of train (or of all splits where there is no train)."""
+    """Read class folders; the class names are those of train, or of all splits if there is no train."""
     listed = {split: _list_classes(folder) for split, folder in folders.items()}
     naming = [listed["train"]] if "train" in listed else list(listed.values())
     folder_names = sorted({class_name for classes in naming for class_name, files in classes.items() if files})
@@ -154,7 +151,7 @@ def _from_yaml(path: Path) -> ImageData:
 
 
 def _apply_names(data: ImageData, names: Any, path: Path) -> ImageData:
-    """Apply ``names``: a list (or YOLO's ``{0: name}``) gives the order, ``{folder: name}`` gives other names."""
+    """Apply ``names``: a list (or YOLO's ``{0: name}``) sets the order of the classes, ``{folder: name}`` renames them."""
     if names is None:
         return data
     if isinstance(names, dict) and all(isinstance(key, int) for key in names):
@@ -172,7 +169,7 @@ def _apply_names(data: ImageData, names: Any, path: Path) -> ImageData:
 
 
 def _distinct(names: list[str], path: Path) -> list[str]:
-    """Return names that all differ: classes are matched by name."""
+    """Check that no name appears twice, since classes are matched by name."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: 'names' has '{twice[0]}' twice; every class needs a name of its own")
     return names

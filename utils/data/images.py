@@ -1,4 +1,4 @@
-"""Image files to arrays: decoding by OpenCV, the check for truncated files, and the network's pre-processing."""
+"""From image files to arrays: decoding with OpenCV, a check for truncated files, and the network's pre-processing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.spec import ModelSpec
 Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif"})
-READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size while the shorter side stays this many times the input's
+READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size as long as the shorter side stays this many times the input's
 
 _REDUCED_COLOR = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 _REDUCED_GREY = {
@@ -30,27 +30,27 @@ _OTHER_SIGNATURES = (b"BM", b"RIFF", b"II*\x00", b"MM\x00*", b"P", b"\x00\x00\x0
 
 
 class UnreadableImage(Exception):
-    """The file is absent, truncated or no image; the message says which."""
+    """The file is missing, truncated or not an image; the message says which."""
 
 
 def is_hidden(path: Path, root: Path | None = None) -> bool:
-    """Whether a path's name begins with a dot, or that of a folder between it and ``root``."""
+    """Whether the name of a path, or of a folder between it and ``root``, begins with a dot."""
     parts = path.relative_to(root).parts if root else (path.name,)
     return any(part.startswith(".") for part in parts)
 
 
 def is_image_file(path: Path, root: Path | None = None) -> bool:
-    """Whether a path's suffix is that of an image and neither it nor a folder below ``root`` is hidden."""
+    """Whether a path has the suffix of an image and neither it nor a folder below ``root`` is hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path, root)
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a JPEG's frame header, or None if there is none."""
+    """Return (height, width) from a JPEG's frame header, or None if it has none."""
     return _jpeg_header(data)[0]
 
 
 def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """Return (height, width) and where the first scan begins, -1 if it does not; thumbnails lie inside other segments."""
+    """Return (height, width) and the start of the first scan, or -1; thumbnails lie inside other segments, which are skipped."""
     position, size = 2, None
     while position + 9 < len(data) and data[position] == 0xFF:
         marker = data[position + 1]
@@ -63,10 +63,10 @@ def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
 
 
 def defect(data: bytes) -> str | None:
-    """Say what is wrong with an image file's structure, at the cost of a look at its markers; None if nothing is.
+    """Return what is wrong with an image file, judged by its markers alone, or None.
 
-    A truncated JPEG decodes to a half-grey image without any error, so its end marker is looked for: inside the
-    compressed data EOI can't occur, thus there must be one after the first SOS. What follows it does not matter.
+    A truncated JPEG decodes to a half-grey image without any error, so its end marker is looked for: compressed data
+    can't contain EOI, so there must be one after the first SOS. What follows it does not matter.
     """
     if not data:
         return "empty file"
@@ -86,11 +86,11 @@ def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
     Args:
         data: the whole file.
         channels: 1 for grey, 3 for RGB.
-        min_side: the image is reduced by 2, 4 or 8 as long as its shorter side stays at least this; 0 = never.
+        min_side: the image is reduced by 2, 4 or 8 as long as its shorter side stays at least this; 0: never.
             JPEGs are reduced inside the decoder, which is several times faster.
 
     Raises:
-        UnreadableImage: truncated or no image.
+        UnreadableImage: the file is truncated or not an image.
     """
     if reason := defect(data):
         raise UnreadableImage(reason)
@@ -104,7 +104,7 @@ def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
     if image is None:
         raise UnreadableImage("not an image, or damaged")
     if channels == 3 and factor > 1:
-        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # the reduced modes know no RGB
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # the reduced modes only decode to BGR
     if min_side and size is None and (factor := _reduction(min(image.shape[:2]), min_side)) > 1:
         height, width = image.shape[:2]
         image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
@@ -116,11 +116,7 @@ def _reduction(side: int, min_side: int) -> int:
 
 
 def read_image(path: Path, channels: int, min_side: int = 0) -> Image:
-    """Read and decode an image file; see ``decode``.
-
-    Raises:
-        UnreadableImage: absent, truncated or no image.
-    """
+    """Read and decode an image file; see ``decode``, which also says what is raised."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -129,7 +125,7 @@ def read_image(path: Path, channels: int, min_side: int = 0) -> Image:
 
 
 def as_bytes(array: NDArray[Any]) -> Image:
-    """Return an array as uint8, without a copy where it is that already."""
+    """Return an array as uint8, copied only if it has another type."""
     return array.astype(np.uint8, copy=False)
 
 
@@ -145,7 +141,7 @@ def as_channels(image: Image, channels: int) -> Image:
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Resize [H, W, C]: by pixel area when both sides shrink (no aliasing), else bilinear."""
+    """Resize [H, W, C]: by pixel area if both sides shrink (no aliasing), else bilinearly."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = image.shape[0] >= height and image.shape[1] >= width
@@ -154,9 +150,9 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def preprocess(image: Image, spec: ModelSpec) -> Image:
-    """Cut the centre square (``spec.crop_fraction`` of the shorter side) and resize it to ``spec.imgsz``.
+    """Crop the centre square (``spec.crop_fraction`` of the shorter side) and resize it to ``spec.imgsz``.
 
-    This is what validation, prediction and exported files do; the pixels become numbers in ``transforms.normalise``.
+    Validation, prediction and exported files share it; ``transforms.normalise`` then scales the pixels.
     """
     height, width = image.shape[:2]
     side = max(round(min(height, width) * spec.crop_fraction), 1)

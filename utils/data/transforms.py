@@ -1,7 +1,7 @@
-"""Augmentation of training images, seeded per image: presets, colour, automatic policies, mixup and cutmix.
+"""Augmentation of training images, seeded per image: presets, crops, colours, automatic policies, mixup and cutmix.
 
-The geometric and colour part of ``light`` and ``default`` has torchvision's distributions but runs as one OpenCV crop
-and one colour matrix, about ten times faster than the separate transforms; everything else is torchvision's v2.
+Crops and colours follow torchvision's distributions but run as one OpenCV crop and one colour matrix, about ten times
+faster than its separate transforms; everything else is torchvision's v2.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from utils.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image.
+    """How training images are augmented.
 
     Attributes:
-        scale: range of the crop's share of the image's area; None takes the validation crop instead.
+        scale: range of the crop's area, as a share of the image's; None means the crop of validation.
         ratio: range of the crop's width / height.
-        fliplr: probability of a mirror image.
+        fliplr: probability of a horizontal flip.
         jitter: brightness, contrast and saturation are scaled by factors in [1 - jitter, 1 + jitter].
-        jitter_probability: share of the images whose colours change.
+        jitter_probability: probability that the colours change.
         policy: "none", "trivial" (TrivialAugment, arXiv:2103.10158) or "rand" (RandAugment, arXiv:1909.13719).
         erasing: probability that a rectangle is erased (arXiv:1708.04896).
     """
@@ -46,7 +46,7 @@ class Augmentation:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether an image goes through torchvision's transforms, which takes ten times as long as the rest."""
+        """Whether images go through torchvision's transforms, which take ten times as long as the rest."""
         return self.policy != "none" or self.erasing > 0
 
 
@@ -72,15 +72,12 @@ def augmentation(preset: str, *, fliplr: float | None, policy: str | None = None
     for name, value in (("fliplr", fliplr), ("erasing", erasing)):
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{name} is {value}; it is a probability in [0, 1]")
-    chosen = PRESETS[preset]
-    if preset == "none":
-        fliplr = None
-    given = {"fliplr": fliplr, "policy": policy, "erasing": erasing}
-    return replace(chosen, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    given = {"fliplr": None if preset == "none" else fliplr, "policy": policy, "erasing": erasing}
+    return replace(PRESETS[preset], **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 class TrainTransform:
-    """Augment one image: uint8 [H, W, C] of any size -> uint8 [imgsz, imgsz, C], a pure function of (image, seed)."""
+    """Augments one image, uint8 [H, W, C] -> [imgsz, imgsz, C], as a pure function of (image, seed)."""
 
     def __init__(self, augmentation: Augmentation, spec: ModelSpec) -> None:
         self.augmentation, self.spec = augmentation, spec
@@ -115,14 +112,8 @@ class TrainTransform:
 def _torchvision_policies(what: Augmentation) -> list[Callable[[Tensor], Tensor]]:
     from torchvision.transforms import v2
 
-    policies: list[Callable[[Tensor], Tensor]] = []
-    if what.policy == "trivial":
-        policies.append(v2.TrivialAugmentWide())
-    elif what.policy == "rand":
-        policies.append(v2.RandAugment())
-    if what.erasing:
-        policies.append(v2.RandomErasing(p=what.erasing))
-    return policies
+    policies = {"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}[what.policy]
+    return [*policies, v2.RandomErasing(p=what.erasing)] if what.erasing else policies
 
 
 def random_crop(
@@ -136,7 +127,7 @@ def random_crop(
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return draw.randint(0, height - h), draw.randint(0, width - w), h, w
-    # No such crop fits an image this long or thin: take the centre, as near to the allowed ratios as can be.
+    # No such crop fits an image this long or thin: take the centre, as close to the allowed ratios as possible.
     w, h = min(width, max(round(height * ratio[1]), 1)), min(height, max(round(width / ratio[0]), 1))
     return (height - h) // 2, (width - w) // 2, h, w
 
@@ -148,7 +139,7 @@ def jitter_colours(image: Image, strength: float, draw: random.Random) -> Image:
     """Scale brightness, contrast and saturation by random factors in [1 - strength, 1 + strength].
 
     Each of the three is an affine map of the colours, so they are composed and applied at once.
-    Differs: torchvision clamps to [0, 255] after each of the three and shuffles their order; here one clamp, one order.
+    Differs: torchvision clamps to [0, 255] after each of the three and shuffles them; here the order is fixed, with one clamp.
     """
     brightness, contrast, saturation = (draw.uniform(max(0.0, 1 - strength), 1 + strength) for _ in range(3))
     image = np.ascontiguousarray(image)
@@ -163,23 +154,23 @@ def jitter_colours(image: Image, strength: float, draw: random.Random) -> Image:
 
 
 def normalise(images: Tensor, spec: ModelSpec) -> Tensor:
-    """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], channels-last in memory: (x / 255 - mean) / std."""
+    """Return (x / 255 - mean) / std: uint8 [B, H, W, C] -> float32 [B, C, H, W], channels-last in memory."""
     mean = torch.tensor(spec.mean, device=images.device) * 255
     scale = 1 / (torch.tensor(spec.std, device=images.device) * 255)
     return images.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2)
 
 
 def normalisation_tables(spec: ModelSpec) -> NDArray[np.float32]:
-    """Return what ``normalise`` makes of each value of a byte: [C, 256]."""
+    """Return the result of ``normalise`` for every value of a byte: [C, 256]."""
     values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, spec.channels)
     return normalise(values, spec)[0, :, :, 0].contiguous().numpy()
 
 
 def normalise_by_table(images: NDArray[np.uint8], tables: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compute ``normalise`` without torch, [B, H, W, C] to [B, C, H, W], planes contiguous in memory; the same bits.
+    """Compute ``normalise``, to the same bits, without torch: [B, H, W, C] -> [B, C, H, W], contiguous.
 
-    torch's threads go on spinning after each operation, on cores that another runtime needs next: a ResNet-50 in
-    OpenVINO's int8 took 12 ms behind ``normalise`` and takes 8 ms behind this.
+    torch's threads keep spinning after an operation, on cores that another runtime needs next: a ResNet-50 in OpenVINO's
+    int8 took 12 ms after ``normalise`` and takes 8 ms after this.
     """
     batch, height, width, channels = images.shape
     planes = np.empty((batch, channels, height, width), np.float32)
@@ -193,7 +184,7 @@ class Mixing:
     """Mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899) of a batch, by torchvision's v2.
 
     Args:
-        mixup, cutmix: share of the batches that each is applied to; the sum must not exceed 1.
+        mixup, cutmix: share of the batches that get each; the sum must not exceed 1.
         num_classes: length of the soft labels.
     """
 
