@@ -16,16 +16,30 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = {"blue": (40, 60, 200), "green": (50, 190, 70), "red": (210, 50, 40)}  # RGB
 # The images are small, so a second thread would mostly wait for the first. make test-processors asks for more of them.
 THREADS = int(os.environ.get("OMP_NUM_THREADS", 1))
+DRAW = Figure.savefig
+
+
+def spare_time_() -> None:
+    """Use THREADS threads, and leave plots empty: drawing one takes longer than training a small network on it."""
+    torch.set_num_threads(THREADS)
+    Figure.savefig = lambda figure, path, **_: Path(path).touch()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
-    torch.set_num_threads(THREADS)
+def _spare_time() -> None:
+    spare_time_()
+
+
+@pytest.fixture
+def plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are drawn after all."""
+    monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
 @pytest.fixture(scope="module")

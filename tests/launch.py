@@ -15,10 +15,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from tests.conftest import ROOT, THREADS
+from compression.training.compressor import ClassifierCompressor
+from tests.conftest import ROOT, spare_time_
+from utils.loop.hooks import Hook
 
 
 def as_script(name: str, *arguments: object) -> None:
@@ -27,12 +28,37 @@ def as_script(name: str, *arguments: object) -> None:
     runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
+class Pause(Hook):
+    """Waits after a batch (epoch and step counted from 1) until the process is killed or asked to stop."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        self.place = epoch, step
+
+    def on_minibatch_end(self, run: Any) -> None:
+        if (run.epoch + 1, run.step + 1) == self.place:
+            print("waits")
+            while not run.interrupted:
+                time.sleep(0.005)
+
+
+def as_paused_script(place: tuple[int, int], *command: object) -> None:
+    """Be ``python COMMAND``, which trains up to an epoch and step and waits there."""
+    train = ClassifierCompressor.run_training_loop
+
+    def run_and_wait(compressor: ClassifierCompressor) -> Any:
+        compressor.hooks.append(Pause(*place))
+        return train(compressor)
+
+    ClassifierCompressor.run_training_loop = run_and_wait
+    as_script(*command)
+
+
 def _be_rank(rank: int, world: int, port: int, folder: Path, log: Path, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
     os.chdir(folder)
     if world > 1:
         os.environ |= {"WORLD_SIZE": f"{world}", "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = f"{port}"
-    torch.set_num_threads(THREADS)
+    spare_time_()
     with log.open("w", buffering=1) as output:
         sys.stdout = sys.stderr = output
         target(*arguments)
@@ -90,6 +116,11 @@ class Launch:
             assert all(process.is_alive() for process in self.processes), self.outputs
             assert time.monotonic() < deadline, "the run did not get this far in time"
             time.sleep(0.005)
+
+    def stop_where_it_waits(self, number: int) -> str:
+        """Send a signal to all processes once the first of them waits at its ``Pause``."""
+        self.wait_until(lambda: "waits\n" in self.outputs[0])
+        return self.stop(number)
 
     def stop(self, number: int) -> str:
         """Send a signal to all processes, and wait for their end."""

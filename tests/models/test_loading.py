@@ -24,6 +24,21 @@ IMAGE = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 NAMES = ["cat", "dog", "eel", "fox", "gnu"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _built_once():
+    """To identify a state dict, networks are built without values, often the same ones."""
+    made = {}
+
+    def build_once(spec):
+        if repr(spec) not in made:
+            made[repr(spec)] = build(spec)
+        return made[repr(spec)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.state_dicts.build", build_once)
+        yield
+
+
 def network(name="resnet20", num_classes=5, channels=3, seed=0):
     torch.manual_seed(seed)
     model = build(ModelSpec(name, num_classes, channels=channels)).eval()

@@ -10,6 +10,7 @@ from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, r
 from models.networks.layers import C3, SPPF, Concat, Conv
 from models.networks.resnet import PadShortcut
 from models.networks.yolo import build_yolo
+from tests.architectures import architectures
 from utils.errors import UserError
 from utils.files.yaml_files import read_yaml
 from utils.measures.profile import count_macs
@@ -43,7 +44,7 @@ def test_the_table_holds_every_network_of_our_own():
     assert set(ARCHITECTURES) == yolo | {f"resnet{n}" for n in CIFAR + IMAGENET} | {f"resnet{n}-b" for n in CIFAR} | {"vgg16-cifar"}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures())
 def test_every_network_takes_1_and_3_channels_and_gives_a_logit_per_class(name):
     for channels in (1, 3):
         model = on_meta(name, num_classes=7, channels=channels)
@@ -52,7 +53,7 @@ def test_every_network_takes_1_and_3_channels_and_gives_a_logit_per_class(name):
         assert model(torch.zeros(2, channels, 32, 32, device="meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures())
 def test_a_state_dict_carries_all_that_the_logits_depend_on(name):
     torch.manual_seed(0)
     spec, image = ModelSpec(name, 5), torch.rand(2, 3, 32, 32)
@@ -119,9 +120,12 @@ def test_cifar_networks_have_the_parameters_worked_out_by_hand():
     assert {name: trainable(on_meta(name, 10)) for name in RESNET_PARAMS} == RESNET_PARAMS
 
 
-@pytest.mark.parametrize("layers", IMAGENET)
+def test_imagenet_networks_have_the_published_parameters():
+    assert {layers: trainable(on_meta(f"resnet{layers}", 1000)) for layers in IMAGENET} == IMAGENET_PARAMS
+
+
+@pytest.mark.parametrize("layers", [pytest.param(n, marks=() if n in (18, 50) else pytest.mark.exhaustive) for n in IMAGENET])
 def test_imagenet_resnets_are_torchvisions_with_its_weights(layers):
-    assert trainable(on_meta(f"resnet{layers}", 1000)) == IMAGENET_PARAMS[layers]
     torch.manual_seed(0)
     theirs = perturb_(torchvision.models.get_model(f"resnet{layers}", weights=None, num_classes=6))
     ours = build(ModelSpec(f"resnet{layers}", 6)).eval()
@@ -129,7 +133,7 @@ def test_imagenet_resnets_are_torchvisions_with_its_weights(layers):
     ours.load_state_dict(theirs.state_dict())
     image = torch.rand(2, 3, 64, 48)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-5, atol=0)
+        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
 
 
 def test_option_a_places_the_channels_between_zeros_and_takes_every_second_pixel():

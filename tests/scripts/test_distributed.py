@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.conftest import ROOT, Process
 from tests.launch import Launch, as_script
 
 # 37 training images of which two ranks get 19 each, one twice; 15 validation images, 8 and 7.
 FLAGS = ("--device", "cpu", "--model", "resnet20", "--imgsz", 16, "--batch-size", 12, "--workers", 0, "--optimizer", "SGD", "--lr0", 0.02)
 
 
-def launch(folder, *flags, restarts=0):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "--max-restarts", restarts)
-    return Process(*torchrun, ROOT / "train.py", *FLAGS, *flags, cwd=folder)
+def as_torchrun(restarts: int, *command: object) -> None:
+    """Be ``torchrun --standalone --nproc_per_node 2 --max-restarts RESTARTS COMMAND``; its workers are forked, so they import nothing."""
+    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+    elastic_launch(LaunchConfig(1, 1, 2, **rendezvous, max_restarts=restarts, start_method="fork"), as_script)(*command)
 
 
 def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script, photos, tmp_path):
-    flags = ("--data", photos, "--epochs", 6, "--accumulate", 2, "--mixup", 0.3)
+    flags = ("--data", photos, "--epochs", 4, "--accumulate", 2, "--mixup", 0.3)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -41,10 +42,10 @@ def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script,
     assert alone["loss"] == pytest.approx(results["loss"], rel=1e-5)
 
     # A worker dies after the first epoch; torchrun starts new ones, and the run goes on to the same bits.
-    with launch(killed, *flags, restarts=1) as process:
-        process.wait_until((killed / "runs/train/exp/results.csv").exists)
-        os.kill(workers_of(process.popen.pid)[-1], signal.SIGKILL)
-        output = process.finish(150)
+    with Launch(killed, "killed", as_torchrun, 1, "train.py", *FLAGS, *flags) as launch:
+        launch.wait_until((killed / "runs/train/exp/results.csv").exists)
+        os.kill(workers_of(launch.processes[0].pid)[-1], signal.SIGKILL)
+        output = launch.finish()
     assert "resume runs/train/exp at epoch" in output
     assert [p.name for p in (killed / "runs/train").iterdir()] == ["exp"]
     expected, state = (torch.load(folder / "runs/train/exp/weights/last.pt")["state_dict"] for folder in (whole, killed))

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import cv2
@@ -25,7 +24,7 @@ from compression.training.setup import set_up
 from models.loading import load_classifier
 from models.networks import build
 from tests.conftest import CLASSES, ROOT, write_images
-from tests.launch import Launch, as_script
+from tests.launch import Launch, as_paused_script, as_script
 from utils.arguments import to_record
 from utils.files.checkpoint import read_tensor_file, save_checkpoint
 from utils.measures.profile import example_input
@@ -104,6 +103,7 @@ def same_state(a, b):
 # ---- what a run leaves
 
 
+@pytest.mark.usefixtures("plots")
 def test_every_file_of_a_run_is_there_and_right(script, tmp_path, monkeypatch):
     rates = "[0.]+[0.1]*2+[0.25]*9"
     done = script("prune.py", "--weights", DIGITS, "--data", "digits", "--compress_rate", rates, "--workers", 0, "--images", 64)
@@ -437,16 +437,13 @@ def test_a_pruned_network_trains_on_and_keeps_its_plan(script, prune, dense, pho
 def test_fine_tuning_that_is_killed_goes_on_to_the_same_bits_without_tracing(script, prune, dense, photos, tmp_path, monkeypatch):
     prune(dense["resnet"], "--macs", 0.5)
     pruned = tmp_path / "runs/prune/exp/weights/pruned.pt"
-    flags = ("--weights", pruned, "--data", photos, "--batch-size", 6, "--workers", 0, "--epochs", 6, "--mixup", 0.3)
-    with Launch(tmp_path, "killed", as_script, "train.py", *flags, "--name", "killed") as killed:
-        killed.wait_until((tmp_path / "runs/train/killed/results.csv").exists)
-        time.sleep(0.1)
-        killed.stop(signal.SIGKILL)
+    flags = ("--weights", pruned, "--data", photos, "--batch-size", 6, "--workers", 0, "--epochs", 3, "--mixup", 0.3)
+    with Launch(tmp_path, "killed", as_paused_script, (2, 3), "train.py", *flags, "--name", "killed") as killed:
+        killed.stop_where_it_waits(signal.SIGKILL)
     assert script("train.py", *flags, "--name", "whole").code == 0
     pruned.unlink()  # neither the pruned nor the dense file is needed to go on
     monkeypatch.setattr(narrowing, "trace", lambda *_: pytest.fail("it was traced again"))
-    rows = (tmp_path / "runs/train/killed/results.csv").read_text().count("\n")
-    assert rows < 7, "the run was over before it was killed"
+    assert (tmp_path / "runs/train/killed/results.csv").read_text().count("\n") == 2  # the header and one epoch
     done = script("train.py", "--resume", tmp_path / "runs/train/killed")
     assert done.code == 0, done.err
     whole, killed = (read_tensor_file(tmp_path / f"runs/train/{name}/weights/last.pt") for name in ("whole", "killed"))

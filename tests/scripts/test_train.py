@@ -22,6 +22,7 @@ def weights_of(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_learns_and_leaves_every_file_and_val_repeats_its_numbers(script, photos, tmp_path):
     done = script("train.py", "--data", photos, *SMALL, "--epochs", 4)
     assert done.code == 0, done.err

@@ -12,6 +12,7 @@ from tests.conftest import ROOT, write_images
 WEIGHTS = ROOT / "weights/digits.pt"
 
 
+@pytest.mark.usefixtures("plots")
 def test_the_report_is_consistent_with_itself(script, tmp_path):
     done = script("val.py", "--weights", WEIGHTS, "--split", "test", "--workers", 0)
     assert done.code == 0, done.err

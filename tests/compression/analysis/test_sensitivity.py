@@ -388,6 +388,7 @@ def test_no_schedule_where_nothing_holds(tmp_path):
 
 
 # ---- files
+@pytest.mark.usefixtures("plots")
 def test_results_are_a_table_and_a_picture(tmp_path):
     table = table_of(b=[0.9, 0.8, 0.7], a=[0.9, 0.9, 0.85])
     write_results(table, tmp_path)
@@ -401,6 +402,7 @@ def test_results_are_a_table_and_a_picture(tmp_path):
     assert picture.std() > 5
 
 
+@pytest.mark.usefixtures("plots")
 def test_many_layers_become_a_heat_map_that_grows_with_them(tmp_path):
     sparsities = [0, 0.25, 0.5, 0.75]
     for count in (11, 60):

@@ -1,6 +1,7 @@
 """Export -> predict for the table of architectures, dense and pruned, in every format, fp32 and int8.
 
-One of each builder runs with the suite; ``python -m pytest -m exhaustive`` runs the others.
+Two run with the suite: a network with residual additions and one that was cut. test_exporting.py has YOLOv5 and a CIFAR-ResNet.
+``python -m pytest -m exhaustive`` runs the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression.exporting import exporting
+from compression.exporting import run
 from compression.exporting.arguments import ExportArguments
 from compression.pruning.narrowing import build_narrow
 from models.backends import TorchBackend, open_backend
@@ -25,7 +26,7 @@ from utils.files.checkpoint import save_checkpoint
 from utils.spec import ModelSpec
 
 CPU = torch.device("cpu")
-QUICK = {("yolov5n-cls", "0.4"), ("resnet20", "0.4"), ("resnet18", ""), ("vgg16-cifar", "0.4")}
+QUICK = {("resnet18", ""), ("vgg16-cifar", "0.4")}
 CASES = [
     pytest.param(name, rate, marks=() if (name, rate) in QUICK else pytest.mark.exhaustive, id=f"{name}-{rate or 'dense'}")
     for name in ARCHITECTURES
@@ -55,7 +56,7 @@ def test_files_predict_what_the_network_predicts(name, rate, photos, tmp_path):
     rows = []
     for include, int8 in ((INT8, True), (("torchscript",), False)):
         a = ExportArguments(str(tmp_path / "a.pt"), include=include, int8=int8, **flags)
-        rows += exporting.run_export(a, exporting.load_traced(a), tmp_path).rows
+        rows += run.run_export(a, run.prepare_export(a), tmp_path).files
     eager = TorchBackend(load_classifier(str(tmp_path / "a.pt"), None), CPU)
     expected = probabilities(eager, photos / "train", 32)
     assert len(expected) == 36

@@ -17,6 +17,7 @@ from compression.tracing.cutting import NotProved
 from models.networks import ARCHITECTURES
 from models.networks.resnet import PadShortcut
 from models.networks.widths import group_counts, resize_
+from tests.architectures import architectures
 from tests.zoo import ZOO, example, make, random_keep, randomised
 from utils.errors import UserError
 from utils.loop.ema import EMA
@@ -160,7 +161,7 @@ def test_one_unit_of_one_group_goes_or_stays(name):
         check_cut(make(name), graph, random_keep(graph, 1.0, seeded(1)), inputs, name not in NO_ORACLE)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", architectures())
 def test_a_shrunk_architecture_is_the_masked_one(name):
     torch.manual_seed(0)
     dense = randomised(ARCHITECTURES[name](10, 3))

@@ -22,7 +22,8 @@ from utils.errors import UserError
 from utils.spec import ModelSpec
 
 FOLDER = Path(__file__).resolve().parents[3] / "data" / "schedules"
-SEEDS, STRUCTURAL, TEXTUAL = 10, 160, 70  # 10 * (160 + 70) = 2,300 mutants
+SEEDS, STRUCTURAL, TEXTUAL = 10, 160, 70  # 10 * (160 + 70) = 2,300 mutants, of which the suite runs those of QUICK seeds
+QUICK = 3
 EPOCHS = 3
 SLOW = ("resnet56_filters_l1", "yolov5n_rank_distil", "alexnet_sensitivity")  # read and shown for every mutant, run for a few
 NETWORKS = {"resnet56_filters_l1": "resnet56-b", "yolov5n_rank_distil": "yolov5n-cls", "alexnet_sensitivity": "alexnet"}
@@ -71,15 +72,15 @@ def carry_out(schedule, model, steps):
 
 def outcome(schedule, model, steps):
     """Return "runs" or "refused"; anything else is a failure."""
-    start = time.process_time()
+    start = time.thread_time()
     try:
         carry_out(schedule, model, steps)
         refusal = None
     except UserError as error:
         refusal = str(error)
     assert refusal is None or (refusal.isprintable() and 10 < len(refusal) < 1_500), repr(refusal)
-    taken = time.process_time() - start
-    assert taken < 2.0, f"{taken:.1f} s"
+    taken = time.thread_time() - start
+    assert taken < 10.0, f"{taken:.1f} s"  # an expression that explodes takes hours
     return "refused" if refusal else "runs"
 
 
@@ -87,7 +88,7 @@ def sources():
     return {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=() if seed < QUICK else pytest.mark.exhaustive) for seed in range(SEEDS)])
 def test_a_mutant_runs_or_is_refused_in_one_line(seed, networks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = random.Random(seed)

@@ -8,69 +8,54 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
-from tests.launch import Launch
+from tests.launch import Launch, Pause
+from tests.schedules import THINNING, elements, filters, once, policy
 from utils.arguments import parse
 from utils.errors import Interrupted
-from utils.loop.hooks import Hook
 from utils.loop.precision import cpu_has_bf16
 
-# Prunes weights and filters, thins in epoch 1, quantizes in epoch 2, regularizes, distils, sets the learning rate.
-EVERYTHING = """
-version: 1
-pruners:
-  elements:
-    class: AutomatedGradualPruner
-    initial_sparsity: 0.1
-    final_sparsity: 0.6
-    weights: ['layer[23].?.conv2.weight']
-  filters:
-    class: L1RankedStructureParameterPruner_AGP
-    initial_sparsity: 0.25
-    final_sparsity: 0.5
-    group_type: Filters
-    weights: ['layer?.?.conv1.weight']
-regularizers:
-  small: {class: L1Regularizer, reg_regims: {'layer1.?.conv2.weight': 1.0e-4}}
-distillers:
-  dense: {class: KnowledgeDistillation, resume: TEACHER, temperature: 2}
-quantizers:
-  int8: {class: QuantAwareTrainRangeLinearQuantizer, ema_decay: 0.9, per_channel_wts: true}
-extensions:
-  thinning: {class: FilterRemover}
-lr_schedulers:
-  steps: {class: MultiStepLR, milestones: [2], gamma: 0.1}
-policies:
-  - pruner: {instance_name: elements}
-    starting_epoch: 0
-    ending_epoch: 4
-  - pruner: {instance_name: filters}
-    starting_epoch: 0
-    ending_epoch: 2
-  - extension: {instance_name: thinning}
-    epochs: [1]
-  - quantizer: {instance_name: int8}
-    starting_epoch: 2
-  - regularizer: {instance_name: small}
-    starting_epoch: 0
-    ending_epoch: 3
-  - distiller: {instance_name: dense}
-    starting_epoch: 0
-  - lr_scheduler: {instance_name: steps}
-    starting_epoch: 0
-"""
+# Convolutions: model.0 (16 filters); model.1: cv1, cv2 (8), m.0.cv1, m.0.cv2 (8, with a shortcut), cv3 (16); model.2 (40)
+NETWORK = {"layers": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "C3", [16]], [-1, 1, "Classify", ["nc", 40]]]}
+
+
+def everything(teacher):
+    """Prune weights and filters, thin in epoch 1, quantize in epoch 2, regularize, distil, set the learning rate."""
+    return {
+        "version": 1,
+        "pruners": {
+            "elements": elements(["model.1.m.0.cv2.conv.weight", "model.1.cv3.conv.weight"], 0.1, 0.6),
+            "filters": filters(["model.0.conv.weight", "model.1.m.0.cv1.conv.weight"], 0.5, begin=0.25),
+        },
+        "regularizers": {"small": {"class": "L1Regularizer", "reg_regims": {"model.1.cv2.conv.weight": 1e-4}}},
+        "distillers": {"dense": {"class": "KnowledgeDistillation", "resume": str(teacher), "temperature": 2}},
+        "quantizers": {"int8": {"class": "QuantAwareTrainRangeLinearQuantizer", "ema_decay": 0.9, "per_channel_wts": True}},
+        "extensions": THINNING,
+        "lr_schedulers": {"steps": {"class": "MultiStepLR", "milestones": [2], "gamma": 0.1}},
+        "policies": [
+            policy("pruner", "elements", 0, 4),
+            policy("pruner", "filters", 0, 2),
+            once("extension", "thinning", 1),
+            policy("quantizer", "int8", 2),
+            policy("regularizer", "small", 0, 3),
+            policy("distiller", "dense", 0),
+            policy("lr_scheduler", "steps", 0),
+        ],
+    }
+
+
 # Masks that hide weights that go on learning, drawn anew before every batch.
 SURGERY = """
 version: 1
 pruners:
-  surgery: {class: SplicingPruner, sensitivities: {'layer?.?.conv?.weight': 0.3}, low_thresh_mult: 0.8, hi_thresh_mult: 1.0}
+  surgery: {class: SplicingPruner, sensitivities: {'model.*.conv.weight': 0.3}, low_thresh_mult: 0.8, hi_thresh_mult: 1.0}
 policies:
   - pruner:
       instance_name: surgery
@@ -80,19 +65,6 @@ policies:
 """
 SMALL = ("--data", "digits", "--imgsz", 16, "--batch-size", 128, "--workers", 0, "--device", "cpu", "--effective-train-size", 0.3)
 FLAGS = (*SMALL, "--accumulate", 2, "--epochs", 4, "--print-freq", 1, "--lr0", 0.002)
-
-
-class Pause(Hook):
-    """Waits after a batch (epoch and step counted from 1) until the process is killed or asked to stop."""
-
-    def __init__(self, epoch: int, step: int) -> None:
-        self.place = epoch, step
-
-    def on_minibatch_end(self, run):
-        if (run.epoch + 1, run.step + 1) == self.place:
-            print("waits")
-            while not run.interrupted:
-                time.sleep(0.005)
 
 
 def work(name: str, argv: tuple[object, ...], pause: tuple[int, int] | None) -> None:
@@ -115,11 +87,6 @@ def work(name: str, argv: tuple[object, ...], pause: tuple[int, int] | None) -> 
 def training(folder: Path, name: str, *argv: object, world: int = 2, pause: tuple[int, int] | None = None) -> Launch:
     """Return a launch of a training run."""
     return Launch(folder, name, work, name, argv, pause, world=world)
-
-
-def stop_where_it_waits(launch: Launch, number: int) -> None:
-    launch.wait_until(lambda: "waits\n" in launch.outputs[0])
-    launch.stop(number)
 
 
 def assert_same(expected, found, where=""):
@@ -153,10 +120,11 @@ def last(folder, name):
 def folder(tmp_path_factory):
     """Two schedules, and teacher.pt: a network that has learnt for an epoch, which also is where the runs begin."""
     folder = tmp_path_factory.mktemp("schedules")
-    flags = (*SMALL, "--model", "resnet20-b", "--epochs", 1, "--project", folder / "teacher")
+    (folder / "network.yaml").write_text(yaml.safe_dump(NETWORK))
+    flags = (*SMALL, "--model", folder / "network.yaml", "--epochs", 1, "--project", folder / "teacher")
     ClassifierCompressor(parse(TrainArguments, "", list(map(str, flags)))[0]).run_training_loop()
     (folder / "teacher/exp/weights/best.pt").rename(folder / "teacher.pt")
-    (folder / "everything.yaml").write_text(EVERYTHING.replace("TEACHER", str(folder / "teacher.pt")))
+    (folder / "everything.yaml").write_text(yaml.safe_dump(everything(folder / "teacher.pt")))
     (folder / "surgery.yaml").write_text(SURGERY)
     return folder
 
@@ -176,7 +144,7 @@ def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
     own = ("running_mean", "running_var", "input_low", "input_high")
     for state in (first, second):
         images = {name.replace(".float_", ".") for name in state["model"] if ".float_" in name}
-        assert len(images) == 22  # 19 convolutions, two shortcuts, one linear layer
+        assert len(images) == 8  # 7 convolutions, one linear layer
         state["model"] = {name: value for name, value in state["model"].items() if not name.endswith(own) and name not in images}
     assert_same(first, second)
     content = last(whole, "whole")
@@ -184,13 +152,12 @@ def test_ranks_agree_and_the_sparsity_is_what_the_schedule_says(whole):
     log = (whole / "whole.0.log").read_text()
     assert ("bfloat16" in log) == cpu_has_bf16()
     weights = content["state_dict"]
-    # Half of the first convolutions' filters are gone: 16 -> 8, 32 -> 16, 64 -> 32.
-    assert [weights[f"layer{stage}.1.conv1.weight"].shape[0] for stage in (1, 2, 3)] == [8, 16, 32]
-    for block in range(3):
-        # 60 % of what is left: 32 * 16 * 9 = 4,608, of which 2,764.8; 64 * 32 * 9 = 18,432, of which 11,059.2
-        for stage, zeros in ((2, 2_764), (3, 11_059)):
-            assert int((weights[f"layer{stage}.{block}.conv2.float_weight"] == 0).sum()) == zeros
-            assert int((weights[f"layer{stage}.{block}.conv2.weight"] == 0).sum()) >= zeros
+    # Half of the filters of two convolutions are gone: 16 -> 8, 8 -> 4.
+    assert [weights[f"model.{name}.conv.weight"].shape[0] for name in ("0", "1.m.0.cv1")] == [8, 4]
+    # 60 % of what is left: 8 * 4 * 9 = 288, of which 172.8; 16 * 16 = 256, of which 153.6
+    for name, zeros in (("m.0.cv2", 172), ("cv3", 153)):
+        assert int((weights[f"model.1.{name}.conv.float_weight"] == 0).sum()) == zeros
+        assert int((weights[f"model.1.{name}.conv.weight"] == 0).sum()) >= zeros
     rates = [content["metrics"][f"{epoch} lr"] for epoch in (1, 2, 3, 4)]
     assert rates == pytest.approx([0.002, 0.002, 0.0002, 0.0002])  # a tenth from epoch 2, counted from 0, on
     assert {"1 loss_small", "1 loss_classification", "4 loss_distillation"} <= set(content["metrics"])
@@ -209,7 +176,7 @@ def test_two_processes_with_every_policy_go_on_to_the_same_bits(whole, when):
     pause, number = STOPS[when]
     name = when.replace(" ", "_")
     with training(whole, name, *FLAGS, "--weights", "teacher.pt", "--compress", "everything.yaml", "--name", name, pause=pause) as launch:
-        stop_where_it_waits(launch, number)
+        launch.stop_where_it_waits(number)
     with training(whole, f"{name}_resumed", "--resume-from", f"runs/train/{name}") as launch:
         launch.finish()
     log = launch.outputs[0]
@@ -226,7 +193,7 @@ def test_hidden_weights_survive_a_kill(folder):
     for name in ("surgery", "killed"):
         pause = (2, 3) if name == "killed" else None
         with training(folder, name, *flags, "--name", name, world=1, pause=pause) as launch:
-            _ = stop_where_it_waits(launch, signal.SIGKILL) if pause else launch.finish()
+            _ = launch.stop_where_it_waits(signal.SIGKILL) if pause else launch.finish()
     saved = torch.load(folder / "runs/train/killed/weights/last.pt", weights_only=True)["training"]["hooks"]["CompressionScheduler"]
     hidden, masks = saved["masks"]["hidden"], saved["masks"]["values"]
     assert any(bool(hidden[name][~mask].any()) for name, mask in masks.items())  # behind the masks there is something to lose

@@ -1,0 +1,15 @@
+"""Our own networks as parameters of a test: one of each builder runs with the suite, its siblings with ``-m exhaustive``."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.networks import ARCHITECTURES
+
+# YOLOv5 from a YAML file, CIFAR-ResNets with both kinds of shortcut, ImageNet-ResNets with both kinds of block, VGG-16.
+ONE_OF_EACH = ("yolov5n-cls", "resnet20", "resnet20-b", "resnet18", "resnet50", "vgg16-cifar")
+
+
+def architectures(quick=ONE_OF_EACH):
+    """Return a parameter for each network of ours; those that are not ``quick`` are marked as exhaustive."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.exhaustive) for name in ARCHITECTURES]
