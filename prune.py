@@ -53,9 +53,8 @@ def dry_run(arguments: PruneArguments) -> None:
     }
     if widths is not None:
         kept = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups}).kept
-        indices = graph.indices(kept)
-        results["macs"][1] = before.macs - graph.macs({}) + graph.macs(kept, indices)
-        results["params"][1] = graph.params(kept, list(dict(classifier.model.named_parameters())), indices)
+        results["macs"][1] = before.macs - graph.macs({}) + graph.macs(kept)
+        results["params"][1] = graph.params(kept, list(dict(classifier.model.named_parameters())))
         print(f"compress_rate {results['compress_rate']}")
         for name in ("params", "macs"):
             dense, narrow = results[name]

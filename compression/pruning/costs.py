@@ -62,7 +62,7 @@ class Cost:
     def of(self, keep: Keep) -> int:
         """Return the cost of a keep-set, exactly."""
         indices = self.graph.indices(keep)
-        return sum(factor * self.graph.params(keep, [name], indices) for name, factor in self.terms) + self.rest
+        return sum(factor * self.graph.numel(name, indices) for name, factor in self.terms) + self.rest
 
 
 def macs_cost(graph: ChannelGraph, total: int) -> Cost:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,57 +111,3 @@ class Measurements:
             for parameter, flag in zip(wanted, flags, strict=True):
                 parameter.requires_grad_(flag)
         return {name: total / len(examples) for name, total in zip(names, sums, strict=True)}
-
-
-def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> dict[str, set[int]]:
-    """Return, for each prunable group, the units that no weight carries any more; one at least is left out.
-
-    Args:
-        graph: the channel groups.
-        alive: which elements of each tensor are not zero.
-        role: "producer": all weights that make the unit are zero; "reader": all that read it are.
-    """
-    gathers = {route.buffer for route in graph.routes}  # what they hold are places, and no weights
-    members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
-    lives = {name: torch.full((graph.group(name).size,), not found, dtype=torch.bool) for name, found in members.items()}
-    for group in graph.prunable:
-        for member in members[group.name]:
-            tensor = alive[member.tensor].cpu()
-            rows = tensor.movedim(member.dim, 0).flatten(1).any(1) if tensor.ndim > 1 else tensor
-            lives[group.name][member.units[rows[member.positions]]] = True
-    _through_routes(graph, lives, role)
-    found = {}
-    for group in graph.prunable:
-        dead = {unit for unit, lively in enumerate(lives[group.name].tolist()) if not lively} - set(group.fixed)
-        if len(dead) == group.size:
-            dead.discard(0)
-        if dead:
-            found[group.name] = dead
-    return found
-
-
-def _through_routes(graph: ChannelGraph, lives: dict[str, Tensor], role: str) -> None:
-    """Mark the units that a gather (an option-A shortcut) still feeds from a living one, or reads for one, in place."""
-    for route in graph.routes if role == "producer" else reversed(graph.routes):
-        made = graph.component[graph.record.bases[route.buffer, 0].numpy()]
-        read = graph.component[route.read.numpy()]
-        for place, source in zip(made.tolist(), np.asarray(route.index % len(read)).tolist(), strict=True):
-            if source == route.zero:
-                continue
-            target, origin = graph.units.get(place), graph.units.get(int(read[source]))
-            one, other = (target, origin) if role == "producer" else (origin, target)
-            if one and one[0] in lives and (other is None or other[0] not in lives or bool(lives[other[0]][other[1]])):
-                lives[one[0]][one[1]] = True
-
-
-def followers_of(graph: ChannelGraph, dead: Mapping[str, set[int]], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return masks of the biases and norms that follow dead units, so that these really are zero behind their norm."""
-    masks: dict[str, Tensor] = {}
-    for name, units in dead.items():
-        gone = torch.zeros(graph.group(name).size, dtype=torch.bool)
-        gone[list(units)] = True
-        for member in graph.group(name).members:
-            if member.role == "follower" and member.tensor in parameters and parameters[member.tensor].ndim == 1:
-                mask = masks.setdefault(member.tensor, torch.ones_like(parameters[member.tensor], requires_grad=False))
-                mask[member.positions[gone[member.units]].to(mask.device)] = 0.0
-    return masks

@@ -10,13 +10,14 @@ from torch import Tensor
 from compression.distillation.losses import DistillationLossWeights, load_teacher
 from compression.schedule.distillation_policy import DistillationPolicy
 from compression.schedule.masks import Masks
-from compression.schedule.measurements import Measurements, dead_units, followers_of
+from compression.schedule.measurements import Measurements
 from compression.schedule.policies import LearningRatePolicy, PruningPolicy, RegularizationPolicy
 from compression.schedule.quantization_policy import QuantizationPolicy, check_order
 from compression.schedule.reading import Entry, Schedule
 from compression.schedule.thinning import FilterRemover, ThinningPolicy
 from compression.schedule.timeline import warnings
 from compression.scoring.calibration import Calibration
+from compression.tracing.dead_units import dead_units, follower_masks
 from models.quantized.preparing import is_quantized, weights_by_name
 from utils import distributed
 from utils.errors import UserError
@@ -165,7 +166,7 @@ class CompressionScheduler(Hook):
             return
         parameters = weights_by_name(run.model)
         alive = {name: plain.get(name, tensor.new_ones(())).expand_as(tensor) != 0 for name, tensor in run.model.state_dict().items()}
-        masks = followers_of(self.measurements.graph, dead_units(self.measurements.graph, alive, "producer"), parameters)
+        masks = follower_masks(self.measurements.graph, dead_units(self.measurements.graph, alive, "producer"), parameters)
         self.masks.set_(run, {name: mask * self.masks.values.get(name, mask) for name, mask in masks.items()})
 
     def state_dict(self) -> dict[str, Any]:

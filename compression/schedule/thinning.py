@@ -15,9 +15,10 @@ from compression.pruning.narrowing import spec_of
 from compression.pruning.plan import PruningPlan
 from compression.pruning.surgery import shrink_
 from compression.schedule.masks import Masks
-from compression.schedule.measurements import Measurements, dead_units
+from compression.schedule.measurements import Measurements
 from compression.schedule.windows import Window
 from compression.tracing.cutting import plan_cut, relative_difference
+from compression.tracing.dead_units import dead_units
 from models.networks.widths import group_counts
 from utils.loop.hooks import Hook, LoopState
 from utils.modes import eval_mode

@@ -58,7 +58,7 @@ def find_taps(graph: ChannelGraph) -> list[Tap]:
     for number, places in merged.items():
         first = graph.contractions[places[0]]
         channels: dict[str, list[tuple[int, int]]] = {}
-        for position, node in enumerate(graph.component[first.out.numpy()].tolist()):
+        for position, node in enumerate(graph.component[first.out].tolist()):
             if node in graph.units:
                 name, unit = graph.units[node]
                 channels.setdefault(name, []).append((position, unit))

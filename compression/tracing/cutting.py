@@ -1,4 +1,4 @@
-"""What a keep-set leaves of every tensor; masks; and the two proofs that stand behind every cut.
+"""What a keep-set leaves of every tensor; masks; and the two proofs behind every cut.
 
 The channel numbers are traced again through the shrunk network, and on real inputs its output must equal that of the
 dense network with the same channels masked.
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.tracing.graph import ChannelGraph, Keep
-from compression.tracing.record import Mismatch, Proof, owned_tensors
+from compression.tracing.graph import ChannelGraph, Indices, Keep
+from compression.tracing.record import Mismatch, Proof, Route, owned_tensors
 from compression.tracing.tracer import run_traced, tensors_in
 from models.networks.widths import install_
 from utils.modes import eval_mode
@@ -33,10 +33,10 @@ class Cut:
     Attributes:
         indices: for each tensor that changes, the kept positions along each dimension.
         values: buffers whose values change: gathers must point at the channels' new places.
-        groups: new numbers by module that no shape tells, see ``models.networks.widths.group_counts``.
+        groups: new numbers of groups, which no shape tells, by module; see ``models.networks.widths.group_counts``.
     """
 
-    indices: dict[str, dict[int, Tensor]]
+    indices: Indices
     values: dict[str, Tensor]
     groups: dict[str, int]
 
@@ -61,32 +61,31 @@ def laid_out_like(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def plan_cut(graph: ChannelGraph, keep: Keep) -> Cut:
-    """Work out what a keep-set (group name -> kept units) leaves of each tensor.
+    """Work out what a keep-set leaves of each tensor.
 
     Raises:
         UserError: the keep-set does not fit the network.
     """
-    gone, component = graph.removed(keep), graph.component
-    indices = graph.indices(keep)
-    values, groups = {}, {}
-    for route in graph.routes:
-        stays = torch.from_numpy(~gone[component[route.read.numpy()]])
-        places = torch.cumsum(stays, 0) - 1
-        index = route.index % len(stays)
-        if route.zero is not None:
-            index = torch.where(stays[index], index, route.zero)
-        new = places[index]
-        values[route.buffer] = torch.where(new == len(places[stays]) - 1, -1, new) if (route.index < 0).any() else new
+    gone, indices = graph.removed(keep), graph.indices(keep)
+    groups = {}
     for contraction in graph.contractions:
         weight = contraction.weight
         if graph.record.whole_groups.get(weight) and 0 in indices.get(weight, {}):
             groups[contraction.module] = contraction.groups * len(indices[weight][0]) // graph.shapes[weight][0]
-    for norms in (graph.record.norm_groups, {module: (len(nodes), nodes) for module, nodes in graph.record.unsized_norms.items()}):
-        for module, (count, nodes) in norms.items():
-            stays = ~gone[component[nodes.numpy()]]
-            if not stays.all():
-                groups[module] = count * int(stays.sum()) // len(stays)
-    return Cut(indices, values, groups)
+    for module, (count, nodes) in graph.record.norm_groups.items():
+        if gone[nodes].any():
+            groups[module] = count * int((~gone[nodes]).sum()) // len(nodes)
+    return Cut(indices, {route.buffer: _renumbered(route, gone) for route in graph.routes}, groups)
+
+
+def _renumbered(route: Route, gone: Tensor) -> Tensor:
+    """Return a gather's buffer with the positions that its inputs have after the cut."""
+    stays = ~gone[route.read]
+    index = route.index % len(stays)
+    if route.zero is not None:
+        index = torch.where(stays[index], index, route.zero)
+    new = (stays.cumsum(0) - 1)[index]
+    return torch.where(new == int(stays.sum()) - 1, -1, new) if (route.index < 0).any() else new
 
 
 def mask_(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
@@ -95,20 +94,16 @@ def mask_(model: nn.Module, graph: ChannelGraph, keep: Keep) -> None:
     The weights that read a removed channel become zero, so nothing behind depends on it, whatever an activation makes
     of a zero. Shapes stay.
     """
-    cut, owned = plan_cut(graph, keep), dict(owned_tensors(model).values())
+    gone, owned = graph.removed(keep), dict(owned_tensors(model).values())
     parameters = {name for name, _ in model.named_parameters()}
-    gone = graph.removed(keep)
     with torch.no_grad():
-        for name, dims in cut.indices.items():
-            for dim in dims:
-                if name in parameters:
-                    removed = torch.from_numpy(gone[graph.component[graph.record.bases[name, dim].numpy()]]).nonzero().reshape(-1)
-                    owned[name].index_fill_(dim, removed.to(owned[name].device), 0.0)
+        for (name, dim), nodes in graph.record.slot_nodes.items():
+            if name in parameters and gone[nodes].any():
+                owned[name].index_fill_(dim, gone[nodes].nonzero().reshape(-1).to(owned[name].device), 0.0)
         for route in graph.routes:
             if route.zero is not None:
                 index = route.index % len(route.read)
-                dead = torch.from_numpy(gone[graph.component[route.read.numpy()]])[index]
-                owned[route.buffer].copy_(torch.where(dead, route.zero, index))
+                owned[route.buffer].copy_(torch.where(gone[route.read][index], route.zero, index))
 
 
 def apply_cut_(model: nn.Module, cut: Cut) -> None:
@@ -123,28 +118,23 @@ def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: T
     Raises:
         NotProved: it does not.
     """
-    gone, component = graph.removed(keep), graph.component
-
-    def left(nodes: Tensor) -> Tensor:
-        return nodes[torch.from_numpy(~gone[component[nodes.numpy()]])]
-
+    record, gone = graph.record, graph.removed(keep)
     routes = {}
     for route in graph.routes:
         found = route.read[route.index]
         if route.zero is not None:
-            found = torch.where(torch.from_numpy(gone[component[found.numpy()]]), route.read[route.zero], found)
-        stays = torch.from_numpy(~gone[component[graph.record.bases[route.buffer, 0].numpy()]])
-        routes[route.buffer] = found[stays]
+            found = torch.where(gone[found], route.read[route.zero], found)
+        routes[route.buffer] = found[~gone[record.slot_nodes[route.buffer, 0]]]
     proof = Proof(
         owned_tensors(shrunk),
-        graph.record.levels,
-        whole_groups=dict(graph.record.whole_groups),
-        expected={key: left(nodes) for key, nodes in graph.record.bases.items()},
-        expected_fresh=list(graph.record.made),
+        record.readings,
+        whole_groups=dict(record.whole_groups),
+        expected={tensor_dim: nodes[~gone[nodes]] for tensor_dim, nodes in record.slot_nodes.items()},
+        expected_fresh=list(record.fresh_nodes),
         expected_routes=routes,
-        component=torch.from_numpy(component),
-        decisions=graph.record.decisions,
-        fixed=set(component[list(graph.record.reasons)].tolist()),
+        component=graph.component,
+        decisions=record.decisions,
+        fixed=set(graph.component[list(record.reasons)].tolist()),
     )
     try:
         run_traced(shrunk, inputs, proof)
@@ -176,9 +166,9 @@ def prove_outputs(shrunk: nn.Module, dense: nn.Module, graph: ChannelGraph, keep
 
 
 def relative_difference(a: Any, b: Any) -> float:
-    """Return max |a - b| / max |b|, the largest of those of all tensors in two outputs of the same structure."""
+    """Return max |a - b| / max |b|, the largest over the tensors of two outputs; infinity where their shapes differ."""
     ours, theirs = tensors_in(a), tensors_in(b)
-    if len(ours) != len(theirs) or any(x.shape != y.shape for x, y in zip(ours, theirs, strict=True)):
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
         return float("inf")
     pairs = [(x.double(), y.double()) for x, y in zip(ours, theirs, strict=True) if x.numel()]
     differences = [(x - y).abs().max() / y.abs().max().clamp_min(1e-12) for x, y in pairs]

@@ -1,21 +1,21 @@
-"""What a trace says of a network: its channel groups, and which positions of which tensors a keep-set leaves."""
+"""A network's channel groups, and what a choice of channels leaves of its tensors."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.tracing.record import Contraction, Key, Route, Slots, TraceRecord
+from compression.tracing.record import CallKey, Contraction, Route, TensorDim, TraceRecord, owned_tensors
 from compression.tracing.tracer import run_traced
 from utils.errors import UserError
 
-Keep = Mapping[str, Collection[int]]  # a group's name -> the units that are kept
+Keep = Mapping[str, Collection[int]]  # a keep-set: group name -> the units that are kept; other groups stay whole
+Indices = dict[str, dict[int, Tensor]]  # tensor -> dimension -> the kept positions, where some go
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that are cut by one keep-set. What lives or dies together is one *unit*: mostly one channel.
+    """Channels that are chosen among together. What lives or dies as one is a *unit*: mostly a single channel.
 
     Attributes:
         name: the module that first makes the channels.
@@ -74,25 +74,29 @@ class ChannelGroup:
         """The weights that read the channels."""
         return [member for member in self.members if member.role == "reader"]
 
+    @property
+    def makers(self) -> list[str]:
+        """The modules that make the channels."""
+        return list(dict.fromkeys(member.tensor.rpartition(".")[0] for member in self.producers))
+
 
 @dataclass
 class ChannelGraph:
     """A network's channel groups, in forward order of their first producers, and what surgery needs to know.
 
     Attributes:
-        groups: all of them, those that can't be cut too.
-        contractions: calls of convolutions and matrix products, in forward order, with group and unit per channel.
-        shapes: of all tensors.
-        component: node -> number of what lives or dies with it.
+        groups: all of them, also those that can't be cut.
+        shapes: of all parameters and buffers.
+        record: the trace.
+        component: int64 [nodes]: the component of each node, which is the smallest of the nodes that are tied.
+        units: component -> its group's name and its unit there.
     """
 
     groups: tuple[ChannelGroup, ...]
-    contractions: list[Contraction]
     shapes: dict[str, tuple[int, ...]]
     record: TraceRecord
-    component: NDArray[np.int64]
+    component: Tensor
     units: dict[int, tuple[str, int]]
-    aliases: dict[str, str] = field(default_factory=dict)
 
     @property
     def prunable(self) -> list[ChannelGroup]:
@@ -100,21 +104,25 @@ class ChannelGraph:
         return [group for group in self.groups if group.prunable]
 
     @property
+    def contractions(self) -> list[Contraction]:
+        """Calls of convolutions and matrix products, in forward order."""
+        return self.record.contractions
+
+    @property
     def routes(self) -> list[Route]:
-        """Gathers by buffers."""
+        """Gathers by buffers, in forward order."""
         return self.record.routes
 
     def group(self, name: str) -> ChannelGroup:
         """Return a group by its name."""
         return next(group for group in self.groups if group.name == name)
 
-    def removed(self, keep: Keep) -> NDArray[np.bool_]:
-        """Return, for each component, whether it goes. Groups that are not named stay whole.
+    def removed(self, keep: Keep) -> Tensor:
+        """Return whether each node goes: bool [nodes].
 
         Raises:
-            UserError: a group or unit is not there, must stay, or nothing of a group would be left.
+            UserError: a group or unit does not exist, must stay, or nothing of a group would be left.
         """
-        gone = np.zeros(self.record.count, dtype=bool)
         groups = {group.name: group for group in self.groups}
         kept: dict[str, set[int]] = {}
         for name, chosen in keep.items():
@@ -127,104 +135,113 @@ class ChannelGraph:
                 raise UserError(f"group '{name}' can't be cut: {group.reason}")
             if not kept[name] or not group.fixed <= kept[name]:
                 raise UserError(f"group '{name}' must keep at least one unit and those that are fixed")
+        gone = torch.zeros(self.record.count, dtype=torch.bool)
         for component, (name, unit) in self.units.items():
             gone[component] = name in kept and unit not in kept[name]
-        return gone
+        return gone[self.component]
 
-    def indices(self, keep: Keep) -> dict[str, dict[int, Tensor]]:
-        """Return, for each tensor that changes, the kept positions along each dimension that changes."""
+    def indices(self, keep: Keep) -> Indices:
+        """Return the kept positions along each dimension that loses some."""
         gone = self.removed(keep)
-        found: dict[str, dict[int, Tensor]] = {}
-        for (name, dim), nodes in self.record.bases.items():
-            stays = ~gone[self.component[nodes.numpy()]]
-            if not stays.all():
-                found.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
+        found: Indices = {}
+        for (name, dim), nodes in self.record.slot_nodes.items():
+            if gone[nodes].any():
+                found.setdefault(name, {})[dim] = (~gone[nodes]).nonzero().reshape(-1)
         return found
 
-    def macs(self, keep: Keep, indices: Mapping[str, Mapping[int, Tensor]] | None = None) -> int:
+    def macs(self, keep: Keep) -> int:
         """Return the multiply-adds, for one image, of the weights that the trace met, under a keep-set."""
-        indices = self.indices(keep) if indices is None else indices
-        return sum(c.repeats * self._numel(c.weight, indices) for c in self.contractions)
+        indices = self.indices(keep)
+        return sum(contraction.repeats * self.numel(contraction.weight, indices) for contraction in self.contractions)
 
-    def params(self, keep: Keep, names: Iterable[str], indices: Mapping[str, Mapping[int, Tensor]] | None = None) -> int:
+    def params(self, keep: Keep, names: Iterable[str]) -> int:
         """Return the elements of the named tensors under a keep-set."""
-        indices = self.indices(keep) if indices is None else indices
-        return sum(self._numel(name, indices) for name in names)
+        indices = self.indices(keep)
+        return sum(self.numel(name, indices) for name in names)
 
-    def _numel(self, name: str, indices: Mapping[str, Mapping[int, Tensor]]) -> int:
+    def numel(self, name: str, indices: Indices) -> int:
+        """Return the elements that are left of a tensor."""
         cut = indices.get(name, {})
         return math.prod(len(cut[dim]) if dim in cut else size for dim, size in enumerate(self.shapes[name]))
 
 
-def read_graph(model: nn.Module, inputs: Tensor, levels: dict[Key, int], barred: Mapping[Slots, str]) -> ChannelGraph:
-    """Trace once, with given readings of the sites and given slots pinned; nothing is proved."""
-    record = TraceRecord.of(model, levels)
+def read_graph(model: nn.Module, inputs: Tensor, readings: dict[CallKey, int], pinned: Mapping[TensorDim, str]) -> ChannelGraph:
+    """Trace once, with the given readings of the sites and the given dimensions pinned; nothing is proved."""
+    record = TraceRecord(owned_tensors(model), readings)
     run_traced(model, inputs, record)
-    for (name, dim), reason in barred.items():
+    for (name, dim), reason in pinned.items():
         record.pin(record.nodes(name, dim), reason)
     component = record.components()
     fixed: dict[int, str] = {}
     for node in sorted(record.reasons):
         fixed.setdefault(int(component[node]), record.reasons[node])
-    groups, units = _bundle(record, component, fixed)
-    shapes = {name: tuple(tensor.shape) for name, tensor in record.owned.values()}
-    return ChannelGraph(groups, record.contractions, shapes, record, component, units)
+    groups, units = _find_groups(record, component, fixed)
+    return ChannelGraph(groups, {name: tuple(tensor.shape) for name, tensor in record.by_name.items()}, record, component, units)
 
 
-def _bundle(
-    record: TraceRecord, component: NDArray[np.int64], fixed: Mapping[int, str]
+def _find_groups(
+    record: TraceRecord, component: Tensor, fixed: Mapping[int, str]
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, tuple[str, int]]]:
-    """Bundle components that run through the same dimensions of the same tensors, in the order of their making."""
-    slots: dict[int, list[tuple[Slots, int]]] = {}
-    for key, nodes in record.bases.items():
-        for position, number in enumerate(component[nodes.numpy()].tolist()):
-            slots.setdefault(number, []).append((key, position))
-    order: dict[int, tuple[int, int]] = {}
+    """Bundle components that run through the same dimensions of the same tensors, in the order in which they are made."""
+    slots: dict[int, list[tuple[TensorDim, int]]] = {}  # component -> its slots
+    for tensor_dim, nodes in record.slot_nodes.items():
+        for position, number in enumerate(component[nodes].tolist()):
+            slots.setdefault(number, []).append((tensor_dim, position))
+    order: dict[int, tuple[int, int]] = {}  # component -> the contraction that makes it first, and its place among the outputs
     for place, contraction in enumerate(record.contractions):
-        for rank, number in enumerate(component[contraction.out.numpy()].tolist()):
+        for rank, number in enumerate(component[contraction.out].tolist()):
             order.setdefault(number, (place, rank))
-    bundles: dict[frozenset[Slots], list[int]] = {}
-    for number in sorted((n for n in slots if n in order), key=order.__getitem__):
-        bundles.setdefault(frozenset(key for key, _ in slots[number]), []).append(number)
+    bundles: dict[frozenset[TensorDim], list[int]] = {}
+    for number in sorted(slots.keys() & order.keys(), key=order.__getitem__):
+        bundles.setdefault(frozenset(tensor_dim for tensor_dim, _ in slots[number]), []).append(number)
     groups: list[ChannelGroup] = []
     units: dict[int, tuple[str, int]] = {}
-    names: dict[str, int] = {}
-    for members in bundles.values():
-        first = record.contractions[order[members[0]][0]]
+    names: Counter[str] = Counter()
+    for numbers in bundles.values():
+        first = record.contractions[order[numbers[0]][0]]
         name = first.module or first.weight
-        names[name] = names.get(name, 0) + 1
+        names[name] += 1
         name += f"#{names[name]}" if names[name] > 1 else ""
-        units |= {number: (name, unit) for unit, number in enumerate(members)}
-        groups.append(_group(record, name, first, members, slots, fixed, component))
+        units |= {number: (name, unit) for unit, number in enumerate(numbers)}
+        members = _members(record, [slots[number] for number in numbers])
+        groups.append(
+            ChannelGroup(
+                name,
+                size=len(numbers),
+                channels=int(torch.isin(component[first.out], torch.tensor(numbers)).sum()),
+                members=members,
+                fixed=frozenset(unit for unit, number in enumerate(numbers) if number in fixed),
+                reason=_reason_to_stay(numbers, fixed),
+                macs=_macs_of(record, members),
+            )
+        )
     return tuple(groups), units
 
 
-def _group(
-    record: TraceRecord,
-    name: str,
-    first: Contraction,
-    numbers: list[int],
-    slots: Mapping[int, list[tuple[Slots, int]]],
-    fixed: Mapping[int, str],
-    component: NDArray[np.int64],
-) -> ChannelGroup:
-    places: dict[Slots, list[tuple[int, int]]] = {}
-    for unit, number in enumerate(numbers):
-        for key, position in slots[number]:
-            places.setdefault(key, []).append((position, unit))
+def _members(record: TraceRecord, slots_of_units: list[list[tuple[TensorDim, int]]]) -> tuple[Member, ...]:
+    places: dict[TensorDim, list[tuple[int, int]]] = {}
+    for unit, slots in enumerate(slots_of_units):
+        for tensor_dim, position in slots:
+            places.setdefault(tensor_dim, []).append((position, unit))
     members = []
-    for key, found in places.items():
-        role = "producer" if key in record.producers else "reader" if key in record.readers else "follower"
-        positions, of_unit = (torch.tensor(column) for column in zip(*sorted(found), strict=True))
-        members.append(Member(*key, positions, of_unit, role))
-    stuck = frozenset(unit for unit, number in enumerate(numbers) if number in fixed)
-    reason = ""
-    if len(stuck) == len(numbers):
-        reason = fixed[numbers[0]]
-    elif len(numbers) == 1:
-        reason = "its channels live or die together, and one must stay"
-    channels = int(np.isin(component[first.out.numpy()], numbers).sum())
-    touched = {member.tensor for member in members if member.role != "follower"}
-    by_name = dict(record.owned.values())
-    macs = sum(c.repeats * by_name[c.weight].numel() for c in record.contractions if c.weight in touched)
-    return ChannelGroup(name, len(numbers), channels, tuple(members), stuck, reason, macs)
+    for tensor_dim, found in places.items():
+        role = "producer" if tensor_dim in record.producers else "reader" if tensor_dim in record.readers else "follower"
+        positions, units = torch.tensor(sorted(found)).T.contiguous()
+        members.append(Member(*tensor_dim, positions, units, role))
+    return tuple(members)
+
+
+def _reason_to_stay(numbers: list[int], fixed: Mapping[int, str]) -> str:
+    if all(number in fixed for number in numbers):
+        return fixed[numbers[0]]
+    return "its channels live or die together, and one must stay" if len(numbers) == 1 else ""
+
+
+def _macs_of(record: TraceRecord, members: Iterable[Member]) -> int:
+    """Return the multiply-adds of the weights that make or read a group's channels."""
+    weights = {member.tensor for member in members if member.role != "follower"}
+    return sum(
+        contraction.repeats * record.by_name[contraction.weight].numel()
+        for contraction in record.contractions
+        if contraction.weight in weights
+    )

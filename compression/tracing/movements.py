@@ -1,6 +1,6 @@
-"""Data movement: the same operation is done with the nodes as with the data, and nothing can be got wrong by hand.
+"""Data movement: the operation itself moves the nodes as it moves the data, so no rule can get the order wrong.
 
-What needs care is where a size in the code decides which channels go where; ``rules`` explains the readings.
+What needs care is a size in the code that decides which channels go where; ``rules`` explains the readings.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compression.tracing.channel_labels import ChannelLabel, Coordinates, strip
-from compression.tracing.rules import Call, Mark, Outcome, Rule, aten, barrier
+from compression.tracing.channel_labels import ChannelLabel, Coordinates, strip, tie_along
+from compression.tracing.rules import Call, Mark, NotFollowed, Outcome, Rule, aten
 
 
 def redo(call: Call, ids: Tensor) -> Any:
-    """Do the call's operation with other data."""
-    arguments = dict(call.arguments)
-    name = next(iter(arguments))
-    arguments[name] = ids
-    positional = [arguments[a.name] for a in call.op._schema.arguments if not a.kwarg_only]
-    return call.op(*positional)
+    """Do the call's operation with other data in place of its first argument."""
+    schema = call.op._schema.arguments
+    arguments = {**call.arguments, schema[0].name: ids}
+    return call.op(*(arguments[argument.name] for argument in schema if not argument.kwarg_only))
 
 
 def plain(call: Call) -> Outcome:
-    """Movements that commute with removing channels: transposed, flipped, repeated, copied."""
-    mark = call.mark(next(iter(call.arguments)))
-    return barrier(call) if mark is None else mark.moved(lambda ids: redo(call, ids))
+    """Movements that commute with removing channels: flipped, repeated, expanded."""
+    return call.known(next(iter(call.arguments))).moved(lambda ids: redo(call, ids))
 
 
 def reorder(call: Call) -> Outcome:
@@ -37,44 +34,31 @@ def reorder(call: Call) -> Outcome:
     mark = call.mark("self")
     if not isinstance(mark, Coordinates) or mark.order is None:
         return plain(call)
-    axes = redo(call, torch.zeros(*range(2, 2 + len(mark.order)))).shape  # sizes of its own for each axis
+    sizes = redo(call, torch.zeros(*range(2, 2 + len(mark.order)))).shape  # each axis has a size of its own, which tells it
     moved = mark.moved(lambda ids: redo(call, ids))
-    return replace(moved, order=tuple(mark.order[size - 2] for size in axes))
+    return replace(moved, order=tuple(mark.order[size - 2] for size in sizes))
 
 
 def unchanged(call: Call) -> Outcome:
     """Copies and casts."""
     mark = call.mark(next(iter(call.arguments)))
-    if isinstance(mark, Coordinates):
-        return replace(mark, direct=False)
-    return mark
+    return replace(mark, direct=False) if isinstance(mark, Coordinates) else mark
 
 
 def view(call: Call) -> Outcome:
     """Merging axes moves channels as they are; splitting channels over two axes is a site."""
-    mark, shape = call.mark("self"), call.result.shape
-    if mark is None:
-        return barrier(call)
+    mark, shape = call.known("self"), call.result.shape
     if isinstance(mark, Coordinates):
         return mark.moved(lambda ids: ids.reshape(shape))
     moved = mark.moved(lambda ids: ids.reshape(shape))
+    if len(moved.axes) <= len(mark.axes):
+        return moved
+    reading = call.reading(moved.ids)
+    if reading > 1:
+        call.pin(moved.ids, "splits the channels into sizes that do not follow them")
+        return moved
     axes = sorted(moved.axes)
-    if len(axes) <= len(mark.axes):
-        return moved
-    level = call.record.site(call.key, moved.ids)
-    if level > 1:
-        call.record.pin(moved.ids, f"{call.where} splits the channels into sizes that do not follow them")
-        return moved
-    tied = axes[:-1] if level == 0 else axes[1:]
-    return _tied(call, moved.ids, tied, shape)
-
-
-def _tied(call: Call, ids: Tensor, axes: list[int], shape: torch.Size) -> ChannelLabel:
-    first = ids
-    for axis in axes:
-        first = first.narrow(axis, 0, 1)
-    call.record.tie(first, ids)
-    return ChannelLabel(strip(first), shape)
+    return ChannelLabel(strip(tie_along(moved.ids, axes[:-1] if reading == 0 else axes[1:], call.record)), shape)
 
 
 def cat(call: Call) -> Outcome:
@@ -92,24 +76,19 @@ def stack(call: Call) -> Outcome:
 
 
 def _joined(call: Call, tensors: list[Tensor], marks: Sequence[Mark | None], dim: int) -> Outcome:
-    record = call.record
-    if not any(isinstance(mark, ChannelLabel) for mark in marks):
-        return barrier(call)
-    labels: list[ChannelLabel] = []
-    wanted = frozenset().union(*(mark.axes for mark in marks if isinstance(mark, ChannelLabel))) or frozenset({dim})
-    wanted = call.decide("axes", wanted)
-    for tensor, mark in zip(tensors, marks, strict=True):
-        label = mark if isinstance(mark, ChannelLabel) else _as_label(call, tensor, mark, wanted)
-        if label is None:
-            return barrier(call)
-        labels.append(label)
+    known = [mark for mark in marks if isinstance(mark, ChannelLabel)]
+    if not known:
+        raise NotFollowed
+    wanted = call.decide("axes", frozenset().union(*(label.axes for label in known)) or frozenset({dim}))
+    labels = [
+        mark if isinstance(mark, ChannelLabel) else _as_label(call, tensor, mark, wanted)
+        for tensor, mark in zip(tensors, marks, strict=True)
+    ]
     axes = frozenset().union(*(label.axes for label in labels))
-    if call.decide(
-        "lined up", bool(axes) and dim not in axes
-    ):  # lined up along another axis (stacked, say): the channels meet place by place
+    if call.decide("lined up", bool(axes) and dim not in axes):  # along another axis (stacked, say): channels meet one by one
         ids = max((label.ids for label in labels), key=lambda ids: ids.numel())
         for label in labels:
-            record.tie(label.ids, ids)
+            call.tie(label.ids, ids)
         return ChannelLabel(ids, call.result.shape)
     pieces = []
     for label in labels:
@@ -118,30 +97,26 @@ def _joined(call: Call, tensors: list[Tensor], marks: Sequence[Mark | None], dim
     return ChannelLabel(strip(torch.cat(pieces, dim)), call.result.shape)
 
 
-def _as_label(call: Call, tensor: Tensor, mark: Mark | None, axes: frozenset[int]) -> ChannelLabel | None:
+def _as_label(call: Call, tensor: Tensor, mark: Mark | None, axes: frozenset[int]) -> ChannelLabel:
     """Give a parameter or a constant that joins activations nodes of its own along the axes of their channels."""
     if isinstance(mark, Coordinates):
-        places = [(dim, strip(place)) for dim, place in enumerate(mark.places)]
-        moving = [places[i] for i in _moving(call, places, axes)]
-        return ChannelLabel(call.record.nodes(mark.name, moving[0][0])[moving[0][1]], tensor.shape) if len(moving) == 1 else None
+        stripped = [strip(positions) for positions in mark.positions]
+        moving = [dim for dim, positions in enumerate(stripped) if any(positions.shape[axis] > 1 for axis in axes)]
+        moving = call.decide("moving", moving)
+        if len(moving) != 1:
+            raise NotFollowed
+        return ChannelLabel(call.record.nodes(mark.name, moving[0])[stripped[moving[0]]], tensor.shape)
     if len(axes) > 1:
-        return None
+        raise NotFollowed
     shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
     nodes = call.record.fresh(math.prod(shape), f"a constant joins the channels at {call.where}")
     return ChannelLabel(nodes.view(shape), tensor.shape)
 
 
-def _moving(call: Call, places: list[tuple[int, Tensor]], axes: frozenset[int]) -> list[int]:
-    found = [i for i, (_, place) in enumerate(places) if any(place.shape[axis] > 1 for axis in axes)]
-    return call.decide("moving", found)
-
-
 def pad(call: Call) -> Outcome:
     """Padding space keeps the channels; padding channels adds constant ones, whose number the code fixes."""
-    label = call.label("self")
-    if label is None:
-        return barrier(call)
-    ids, amounts = label.full(), call["pad"]
+    label, amounts = call.label("self"), call["pad"]
+    ids = label.full()
     for i in range(0, len(amounts), 2):
         axis = ids.ndim - 1 - i // 2
         before, after = amounts[i], amounts[i + 1]
@@ -151,7 +126,7 @@ def pad(call: Call) -> Outcome:
             ids = ids.narrow(axis, 0, 1).expand(shape)
             continue
         if before < 0 or after < 0:
-            return barrier(call)
+            raise NotFollowed
         pieces = [_constant(call, ids, axis, before), ids, _constant(call, ids, axis, after)]
         ids = torch.cat([piece for piece in pieces if piece is not None], axis)
     return ChannelLabel.of(ids)
@@ -170,27 +145,22 @@ def _constant(call: Call, ids: Tensor, axis: int, count: int) -> Tensor | None:
 
 
 def gather(call: Call) -> Outcome:
-    """x[:, index] or index_select: by an owned integer buffer a route that surgery can mend, else by fixed places."""
-    mark = call.mark("self")
+    """x[:, index] or index_select: surgery can mend the route of an owned integer buffer; other positions are fixed."""
+    mark = call.known("self")
     index = call.arguments.get("indices") or [*[None] * (call["dim"] % call.result.ndim), call["index"]]
-    chosen = [i for i, entry in enumerate(index) if entry is not None]
-    if mark is None or any(isinstance(call.marks.get(id(index[i])), ChannelLabel) for i in chosen):
-        return barrier(call)
-    places = [None if entry is None else entry.cpu() for entry in index]
-
-    def move(ids: Tensor) -> Tensor:
-        return aten.index(ids, places)
-
-    if isinstance(mark, Coordinates):
-        return mark.moved(move)
-    masks = any(index[i].dtype in (torch.bool, torch.uint8) for i in chosen)
-    if not masks and not any(i in mark.axes for i in chosen):
-        return mark.moved(move)
+    chosen = [axis for axis, entry in enumerate(index) if entry is not None]
+    if any(isinstance(call.marks.get(id(index[axis])), ChannelLabel) for axis in chosen):
+        raise NotFollowed
+    on_cpu = [None if entry is None else entry.cpu() for entry in index]
+    moved = mark.moved(lambda ids: aten.index(ids, on_cpu))
+    masks = any(index[axis].dtype in (torch.bool, torch.uint8) for axis in chosen)
+    if isinstance(mark, Coordinates) or (not masks and not mark.axes & set(chosen)):
+        return moved
     axis = chosen[0]
     source = call.marks.get(id(index[axis]))
     if masks or len(chosen) > 1 or not isinstance(source, Coordinates) or not source.direct or index[axis].ndim != 1:
-        call.record.pin(mark.ids, f"{call.where} takes channels by fixed places")
-        return mark.moved(move)
+        call.pin(mark.ids, "takes channels by fixed places")
+        return moved
     out = call.record.route(source.name, mark.vector(axis, call.record), index[axis].cpu())
     shape = [1] * call.result.ndim
     shape[axis] = len(out)

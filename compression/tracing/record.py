@@ -1,8 +1,7 @@
-"""What a trace writes down: which slots of which tensors carry the same channel, and which may not go.
+"""What a trace records: which slots of which tensors carry the same channel, and which channels must stay.
 
-A *slot* is one position along one dimension of a parameter or buffer; a *node* is the number of a slot, or of a channel
-that no tensor owns (the network's input, a padded zero). Nodes that are tied live or die together; nodes that are
-pinned stay.
+A *slot* is one position along one dimension of a parameter or buffer. A *node* is the number of a slot, or of a channel
+that no tensor owns (the network's input, a padded zero). Tied nodes live or die together; pinned nodes stay.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Slots = tuple[str, int]  # (name of a parameter or buffer, dimension)
-Nodes = NDArray[np.int64]
-Key = tuple[str, str, int]  # the module, the operation, and its number among those alike there
+TensorDim = tuple[str, int]  # (name of a parameter or buffer, dimension)
+CallKey = tuple[str, str, int]  # the module, the operation, and its number among equal ones there
 T = TypeVar("T")
 
 
@@ -35,9 +32,9 @@ class Contraction:
         out, read: the channels that it makes and reads, as nodes.
         groups: of a grouped convolution.
         repeats: multiply-adds per element of the weight.
-        tap: the number of the computed tensor that shows the made channels as their readers see them: the last one of
-            the same size that follows by norms, activations and additions alone before anything else reads it.
-        spatial: whether that tensor is a stack of maps [B, C, H, W]; else its last axis has the channels.
+        tap: the number of the computed tensor that shows the channels made as their readers see them: the last one of
+            the same size that norms, activations and additions alone lead to before anything else reads it.
+        spatial: whether that tensor is a stack of maps [B, C, H, W]; otherwise its channels lie along the last axis.
     """
 
     weight: str
@@ -58,8 +55,8 @@ class Route:
         buffer: its name.
         read: the input's channels, as nodes.
         index: the buffer's values.
-        zero: the input position that is constantly zero, which takes the place of what was removed; None where a
-            removed input takes its outputs with it.
+        zero: the input position that is constantly zero and stands in for what is removed; None where a removed input
+            takes its outputs with it.
     """
 
     buffer: str
@@ -73,85 +70,86 @@ class TraceRecord:
     """The record of one trace.
 
     Attributes:
-        owned: the network's parameters and buffers; one that has several names is here under the first.
-        levels: for each operation whose sizes may follow from the shapes, by its key, which reading of it is taken;
-            see ``rules``.
+        owned: the network's parameters and buffers by identity, see ``owned_tensors``.
+        readings: for each site, the reading to take (see ``rules``).
+        slot_nodes: the nodes along each dimension that was met.
+        producers, readers: the dimensions along which weights make and read channels.
+        whole_groups: for the weight of each grouped convolution, whether whole groups go, or the same positions of each.
+        norm_groups: for each norm, its number of groups and the channels that it normalises; a batch norm has as many
+            groups as channels.
+        sites: the nodes that pass each site.
+        reasons: why a node is pinned.
+        fresh_nodes: the nodes that no tensor owns, call by call.
+        decisions: what the rules decided from where channels vary; a shrunk network repeats it.
+        zeros: the nodes of channels that are constantly zero.
+        ties: pairs of equally long vectors of nodes.
+        count: how many nodes there are.
     """
 
     owned: dict[int, tuple[str, Tensor]]
-    levels: dict[Key, int] = field(default_factory=dict)
-    bases: dict[Slots, Tensor] = field(default_factory=dict)
-    producers: set[Slots] = field(default_factory=set)
-    readers: set[Slots] = field(default_factory=set)
+    readings: dict[CallKey, int] = field(default_factory=dict)
+    slot_nodes: dict[TensorDim, Tensor] = field(default_factory=dict)
+    producers: set[TensorDim] = field(default_factory=set)
+    readers: set[TensorDim] = field(default_factory=set)
     contractions: list[Contraction] = field(default_factory=list)
     routes: list[Route] = field(default_factory=list)
     whole_groups: dict[str, bool] = field(default_factory=dict)
     norm_groups: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
-    sites: dict[Key, Tensor] = field(default_factory=dict)
+    sites: dict[CallKey, Tensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    made: list[Tensor] = field(default_factory=list)
-    decisions: dict[tuple[Key, str], Any] = field(default_factory=dict)
-    unsized_norms: dict[str, Tensor] = field(default_factory=dict)
+    fresh_nodes: list[Tensor] = field(default_factory=list)
+    decisions: dict[tuple[CallKey, str], Any] = field(default_factory=dict)
     zeros: set[int] = field(default_factory=set)
+    ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     count: int = 0
-    left: list[Tensor] = field(default_factory=list)
-    right: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._by_name = dict(self.owned.values())
-
-    @classmethod
-    def of(cls, model: nn.Module, levels: dict[Key, int]) -> TraceRecord:
-        """Start a record of a network."""
-        return cls(owned_tensors(model), levels)
+        self.by_name = dict(self.owned.values())
 
     def nodes(self, name: str, dim: int) -> Tensor:
-        """Return the nodes of a tensor's dimension."""
-        if (name, dim) not in self.bases:
-            self.bases[name, dim] = self._number(self._tensor(name).shape[dim])
-        return self.bases[name, dim]
+        """Return the nodes along a tensor's dimension."""
+        if (name, dim) not in self.slot_nodes:
+            self.slot_nodes[name, dim] = self._number(self.by_name[name].shape[dim])
+        return self.slot_nodes[name, dim]
 
     def fresh(self, count: int, reason: str, zero: bool = False) -> Tensor:
-        """Return new nodes that are pinned from the start; ``zero`` where they are channels of zeros."""
+        """Return new nodes that are pinned from the start; ``zero``: they are channels of zeros."""
         nodes = self._number(count)
-        self.made.append(nodes)
-        self.zeros |= set(nodes.tolist()) if zero else set()
+        self.fresh_nodes.append(nodes)
+        if zero:
+            self.zeros |= set(nodes.tolist())
         self.pin(nodes, reason)
         return nodes
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        """Note that nodes at equal (broadcast) positions live or die together."""
+        """Record that nodes at equal (broadcast) positions live or die together."""
         a, b = torch.broadcast_tensors(a, b)
-        self.left.append(a.reshape(-1))
-        self.right.append(b.reshape(-1))
+        self.ties.append((a.reshape(-1), b.reshape(-1)))
 
     def pin(self, nodes: Tensor, reason: str) -> None:
-        """Note that nodes must stay; the first reason is kept."""
+        """Record that nodes must stay; the first reason is kept."""
         for node in torch.unique(nodes).tolist():
             self.reasons.setdefault(node, reason)
 
-    def site(self, key: Key, nodes: Tensor, in_parts: bool = True) -> int:
-        """Register an operation (by its key) whose sizes may follow from the shapes; return the reading to take.
-
-        ``in_parts`` says whether the first reading is possible.
-        """
+    def site(self, key: CallKey, nodes: Tensor, in_parts: bool = True) -> int:
+        """Register a site and return the reading to take; ``in_parts``: whether the first reading is possible."""
         self.sites[key] = torch.unique(nodes)
-        self.levels[key] = max(self.levels.get(key, 0), 0 if in_parts else 1)
-        return self.levels[key]
+        self.readings[key] = max(self.readings.get(key, 0), 0 if in_parts else 1)
+        return self.readings[key]
 
-    def decide(self, what: tuple[Key, str], value: T) -> T:
-        """Note a decision that follows from where channels vary, and return it."""
+    def decide(self, what: tuple[CallKey, str], value: T) -> T:
+        """Record a decision that follows from where channels vary, and return it."""
         self.decisions[what] = value
         return value
 
     def touch(self, nodes: Tensor) -> None:
-        """Note that an operation may have made something else of channels of zeros, or written to them."""
+        """Record that an operation may have changed channels of zeros."""
         if self.zeros:
             self.zeros -= set(torch.unique(nodes).tolist())
 
     def route(self, buffer: str, read: Tensor, index: Tensor) -> Tensor:
-        """Note a gather by a buffer; return the nodes of its outputs."""
-        zero = next((place for place, node in enumerate(read.tolist()) if node in self.zeros), None)
+        """Record a gather by a buffer; return the nodes of its outputs."""
+        zero = next((position for position, node in enumerate(read.tolist()) if node in self.zeros), None)
         self.routes.append(Route(buffer, read, index.clone(), zero))
         out = self.nodes(buffer, 0)
         if zero is None:
@@ -161,15 +159,15 @@ class TraceRecord:
         return out
 
     def takes_whole_groups(self, weight: str, groups: int, per_group: int) -> bool:
-        """Decide whether a grouped convolution loses whole groups (many small ones) or the same places of each."""
+        """Decide whether a grouped convolution loses whole groups (where it has many small ones) or the same places of each."""
         return self.whole_groups.setdefault(weight, groups >= per_group)
 
-    def components(self) -> Nodes:
-        """Return, for each node, the smallest node that it is tied to, directly or through others."""
+    def components(self) -> Tensor:
+        """Return, for each node, the smallest node that it is tied to, directly or through others: int64 [count]."""
         label = np.arange(self.count)
-        if not self.left:
-            return label
-        a, b = torch.cat(self.left).numpy(), torch.cat(self.right).numpy()
+        if not self.ties:
+            return torch.from_numpy(label)
+        a, b = (torch.cat(side).numpy() for side in zip(*self.ties, strict=True))
         while True:
             low = np.minimum(label[a], label[b])
             before = label.copy()
@@ -178,10 +176,7 @@ class TraceRecord:
             while (label[label] != label).any():
                 label = label[label]
             if (label == before).all():
-                return label
-
-    def _tensor(self, name: str) -> Tensor:
-        return self._by_name[name]
+                return torch.from_numpy(label)
 
     def _number(self, count: int) -> Tensor:
         self.count += count
@@ -192,23 +187,26 @@ class TraceRecord:
 class Proof(TraceRecord):
     """The trace of a shrunk network: every channel must be the one that the record of the whole network foresees.
 
-    Nodes are those of that record. ``expected`` gives those of each kept slot, ``expected_fresh`` those of the pinned
-    nodes in the order of their making, ``expected_routes`` what each buffer's gather must find, ``component`` what
-    lives or dies together and ``fixed`` the components that may not go.
+    Attributes:
+        expected: the whole network's node for each slot that was kept.
+        expected_fresh: alike for the pinned nodes that no tensor owns, call by call.
+        expected_routes: what each buffer's gather must find.
+        fixed: the components that must stay.
+        component: of each node of the whole network.
     """
 
-    expected: dict[Slots, Tensor] = field(default_factory=dict)
+    expected: dict[TensorDim, Tensor] = field(default_factory=dict)
     expected_fresh: list[Tensor] = field(default_factory=list)
     expected_routes: dict[str, Tensor] = field(default_factory=dict)
     fixed: set[int] = field(default_factory=set)
     component: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def nodes(self, name: str, dim: int) -> Tensor:
-        found = self.expected.get((name, dim))
+        found, size = self.expected.get((name, dim)), self.by_name[name].shape[dim]
         if found is None:
             raise Mismatch(f"dimension {dim} of {name} was not met before")
-        if len(found) != self._tensor(name).shape[dim]:
-            raise Mismatch(f"{name} has {self._tensor(name).shape[dim]} entries along dimension {dim}, not {len(found)}")
+        if len(found) != size:
+            raise Mismatch(f"{name} has {size} entries along dimension {dim}, not {len(found)}")
         return found
 
     def fresh(self, count: int, reason: str, zero: bool = False) -> Tensor:
@@ -228,21 +226,21 @@ class Proof(TraceRecord):
         if not equal:
             raise Mismatch("channels meet that did not meet before")
 
-    def site(self, key: Key, nodes: Tensor, in_parts: bool = True) -> int:
-        return self.levels.get(key, 0)
+    def site(self, key: CallKey, nodes: Tensor, in_parts: bool = True) -> int:
+        return self.readings.get(key, 0)
 
-    def decide(self, what: tuple[Key, str], value: T) -> T:
+    def decide(self, what: tuple[CallKey, str], value: T) -> T:
         taken: T = self.decisions.get(what, value)
         return taken
 
     def pin(self, nodes: Tensor, reason: str) -> None:
-        """What is pinned now must have been pinned before."""
+        """Whatever is pinned now must have been pinned in the whole network."""
         if not set(self.component[torch.unique(nodes)].tolist()) <= self.fixed:
             raise Mismatch(reason)
 
 
 def owned_tensors(model: nn.Module) -> dict[int, tuple[str, Tensor]]:
-    """Return a network's parameters and buffers by identity, with their (first) names."""
+    """Return a network's parameters and buffers by identity, each with its (first) name."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         found.setdefault(id(tensor), (name, tensor))

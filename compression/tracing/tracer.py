@@ -1,8 +1,8 @@
 """Run a network once and carry channel numbers beside every tensor.
 
-The network runs as it is, in eval mode, on one example; a dispatch mode sees every primitive operation, whatever Python
-code called it, and applies its rule to the numbers. Operations that torch tags as point-wise are element-wise; those
-with a rule in a table follow it; every other one is a barrier.
+The network runs as it is, in eval mode, on one example. A dispatch mode sees every primitive operation, whatever Python
+code called it, and applies its rule to the numbers: the rule in a table, the element-wise rule where torch tags the
+operation as point-wise, otherwise none, and then the operation is a barrier.
 """
 
 from __future__ import annotations
@@ -17,20 +17,37 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
 from compression.tracing.channel_labels import ChannelLabel, Coordinates
 from compression.tracing.contractions import ATTENTION, CONTRACTIONS
 from compression.tracing.movements import MOVEMENTS
 from compression.tracing.partitions import PARTITIONS
-from compression.tracing.record import Mismatch, TraceRecord
+from compression.tracing.record import Contraction, TraceRecord
 from compression.tracing.reductions import NORMS, REDUCTIONS
-from compression.tracing.rules import ELEMENTWISE, Call, Mark, Outcome, Rule, aten, barrier, elementwise
-from utils.modes import eval_mode
+from compression.tracing.rules import (
+    ELEMENTWISE,
+    Call,
+    Mark,
+    NotFollowed,
+    Outcome,
+    Rule,
+    aten,
+    barrier,
+    elementwise,
+    first_tensor,
+    pinned_label,
+    tensors_among,
+)
+from utils.modes import eval_mode, observed
 
 COMPUTE: dict[Any, Rule] = {**CONTRACTIONS, **NORMS, **ELEMENTWISE}
 MOVES = {**MOVEMENTS, **PARTITIONS}
 RULES: dict[Any, Rule] = {**COMPUTE, **ATTENTION, **REDUCTIONS, **MOVES}
 SHAPE_ONLY = {aten.new_zeros, aten.new_ones, aten.new_empty, aten.new_full}  # only the type of their argument counts
+KEEP_MAP = {aten.view, aten._unsafe_view, aten.clone, aten.alias, aten.detach, aten._to_copy}  # what they return shows the same channels
+LEAKS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+DATA = vars(torch._C.TensorBase)["data"].__get__
 
 
 def computes(func: Any) -> bool:
@@ -45,25 +62,33 @@ class _Tracer(TorchDispatchMode):
     def __init__(self, record: TraceRecord, inputs: Tensor) -> None:
         super().__init__()
         self.record = record
-        self.modules: list[str] = []
+        self.modules: list[str] = []  # those that are running, the innermost last
         self.alive: list[Any] = []  # a freed tensor's identity could be taken by another
         self.marks: dict[int, Mark] = {}
-        self.tainted: set[int] = set()
+        self.tainted: set[int] = set()  # storages into which channels were written behind the rules' back
         self.computed = 0
-        self.followed: Counter[tuple[str, str]] = Counter()
-        self.pending: dict[int, list[int]] = {}  # tensor -> contractions whose map it is so far
+        self.calls: Counter[tuple[str, str]] = Counter()
+        self.shown: dict[int, list[Contraction]] = {}  # tensor -> the contractions whose channels it shows so far
         channels = record.fresh(inputs.shape[1], "the network's input")
         self.marks[id(inputs)] = ChannelLabel(channels.view(1, -1, *[1] * (inputs.ndim - 2)), inputs.shape)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.alive.append((args, kwargs, result))
-        self._follow(func, args, kwargs or {}, result)
+        self._follow(func, _by_name(func, args, kwargs or {}), result)
         return result
 
-    def leave(self, *_: Any) -> None:
-        """Note that the innermost module has returned."""
-        self.modules.pop()
+    def watch_modules(self, model: nn.Module) -> list[RemovableHandle]:
+        """Keep track of the module that runs, until the handles are removed."""
+
+        def leave(*_: Any) -> None:
+            self.modules.pop()
+
+        handles: list[RemovableHandle] = []
+        for name, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda _, __, name=name: self.modules.append(name)))
+            handles.append(module.register_forward_hook(leave, always_call=True))
+        return handles
 
     def mark_of(self, tensor: Tensor) -> Mark | None:
         """Return what is known of a tensor."""
@@ -72,63 +97,92 @@ class _Tracer(TorchDispatchMode):
         if (owned := self.record.owned.get(id(tensor))) is not None:
             return self.marks.setdefault(id(tensor), Coordinates.whole(owned[0], tensor))
         if self.tainted and tensor.untyped_storage().data_ptr() in self.tainted:
-            node = self.record.fresh(1, "channels were written into a part of another tensor")
-            return self.marks.setdefault(id(tensor), ChannelLabel(node.reshape((1,) * tensor.ndim), tensor.shape))
+            label = pinned_label(self.record, tensor, "channels were written into a part of another tensor")
+            return self.marks.setdefault(id(tensor), label)
         return None
 
-    def _follow(self, func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        packet, schema, computing = func.overloadpacket, func._schema, computes(func)
-        self.computed += computing  # of every operation, so that a run without marks counts alike
-        positional = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)}
-        arguments = {a.name: {**positional, **kwargs}.get(a.name, a.default_value) for a in schema.arguments}
-        tensors = [
-            t for value in arguments.values() for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, Tensor)
-        ]
-        marks = {id(t): mark for t in tensors if (mark := self.mark_of(t)) is not None}
-        if not marks or packet in SHAPE_ONLY:
+    def _follow(self, func: Any, arguments: dict[str, Any], result: Any) -> None:
+        """Carry the channels through one operation."""
+        computing = computes(func)
+        self.computed += computing  # also where nothing is marked, so that a run without marks counts alike
+        tensors = tensors_among(arguments.values())
+        marks = {id(tensor): mark for tensor in tensors if (mark := self.mark_of(tensor)) is not None}
+        if not marks or func.overloadpacket in SHAPE_ONLY:
             return
-        where = self.modules[-1] if self.modules else ""
-        alike = (where, str(packet))
-        self.followed[alike] += 1
-        call = Call(func, arguments, result, where, marks, self.record, (*alike, self.followed[alike]), self.computed)
-        rule = RULES.get(packet) or (elementwise if computing else barrier)
-        before = len(self.record.contractions)
-        written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        self._keep(rule(call), result)
-        if packet not in MOVES:
-            for mark in marks.values():
-                if isinstance(mark, ChannelLabel):
-                    self.record.touch(mark.ids)
-        for tensor in written:
-            if isinstance(tensor, Tensor) and id(tensor) not in marks:
-                self.tainted.add(tensor.untyped_storage().data_ptr())
-        self._watch(call, tensors, before, computing)
+        call = self._call(func, arguments, result, marks)
+        contractions = len(self.record.contractions)
+        self._mark_results(_apply_rule(call, computing), result)
+        self._touch(call)
+        self._taint(call)
+        self._watch_maps(call, tensors, self.record.contractions[contractions:], computing)
 
-    def _keep(self, outcome: Outcome, result: Any) -> None:
+    def _call(self, func: Any, arguments: dict[str, Any], result: Any, marks: dict[int, Mark]) -> Call:
+        module, operation = self.modules[-1] if self.modules else "", str(func.overloadpacket)
+        self.calls[module, operation] += 1
+        key = (module, operation, self.calls[module, operation])
+        return Call(func, arguments, result, module, marks, self.record, key, self.computed)
+
+    def _mark_results(self, outcome: Outcome, result: Any) -> None:
         results = result if isinstance(result, list | tuple) else [result]
         outcomes = outcome if isinstance(outcome, list) else [outcome] * len(results)
         for tensor, mark in zip(results, outcomes, strict=False):
             if isinstance(tensor, Tensor) and mark is not None:
                 self.marks[id(tensor)] = mark
 
-    def _watch(self, call: Call, tensors: list[Tensor], before: int, computing: bool) -> None:
+    def _touch(self, call: Call) -> None:
+        """Channels of zeros stay zero only where they are moved."""
+        if call.op.overloadpacket not in MOVES:
+            for mark in call.marks.values():
+                if isinstance(mark, ChannelLabel):
+                    self.record.touch(mark.ids)
+
+    def _taint(self, call: Call) -> None:
+        """Note the storages of unmarked tensors that the call wrote to: other views of them may show its channels."""
+        for argument in call.op._schema.arguments:
+            tensor, alias = call[argument.name], argument.alias_info
+            if alias is not None and alias.is_write and isinstance(tensor, Tensor) and id(tensor) not in call.marks:
+                self.tainted.add(tensor.untyped_storage().data_ptr())
+
+    def _watch_maps(self, call: Call, tensors: list[Tensor], made: list[Contraction], computing: bool) -> None:
         """Keep track of which tensor shows a contraction's channels as their readers will see them."""
-        result = call.result[0] if isinstance(call.result, list | tuple) and call.result else call.result
-        held = [i for t in tensors for i in self.pending.pop(id(t), [])]
-        if len(self.record.contractions) > before:
-            made = [before]
-        elif isinstance(result, Tensor) and (computing or call.op.overloadpacket in _CARRIES):
-            made = [i for i in held if _same_map(self.record.contractions[i], self.marks.get(id(result)), result)]
-        else:
-            return
-        for i in made:
-            if computing:
-                self.record.contractions[i].tap = call.computed
-        self.pending[id(result)] = self.pending.get(id(result), []) + made
+        result = first_tensor(call.result)
+        shown = [contraction for tensor in tensors for contraction in self.shown.pop(id(tensor), [])]
+        if not made:
+            if not isinstance(result, Tensor) or not (computing or call.op.overloadpacket in KEEP_MAP):
+                return
+            made = [contraction for contraction in shown if _shows(contraction, self.marks.get(id(result)), result)]
+        for contraction in made if computing else ():
+            contraction.tap = call.computed
+        self.shown[id(result)] = self.shown.get(id(result), []) + made
+
+
+def _by_name(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation's arguments by name, with defaults filled in."""
+    schema = func._schema.arguments
+    given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
+
+
+def _apply_rule(call: Call, computing: bool) -> Outcome:
+    rule = RULES.get(call.op.overloadpacket) or (elementwise if computing else None)
+    try:
+        if rule is None:
+            raise NotFollowed
+        return rule(call)
+    except NotFollowed as reason:
+        return barrier(call, str(reason))
+
+
+def _shows(contraction: Contraction, mark: Mark | None, tensor: Tensor) -> bool:
+    """Whether a tensor still shows all channels of a contraction, and nothing else."""
+    if not isinstance(mark, ChannelLabel):
+        return False
+    width = len(contraction.out)
+    return tensor.ndim == 4 and tensor.shape[1] == width if contraction.spatial else tensor.ndim > 0 and tensor.shape[-1] == width
 
 
 class _Leaks(TorchFunctionMode):
-    """Sees what leaves the sight of torch's dispatcher: values that Python takes out, and ``x.data``."""
+    """Sees what torch's dispatcher does not: values that Python takes out, and ``x.data``."""
 
     def __init__(self, tracer: _Tracer) -> None:
         super().__init__()
@@ -146,19 +200,6 @@ class _Leaks(TorchFunctionMode):
         return result
 
 
-LEAKS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
-DATA = vars(torch._C.TensorBase)["data"].__get__
-_CARRIES = {aten.view, aten._unsafe_view, aten.clone, aten.alias, aten.detach, aten._to_copy}
-
-
-def _same_map(contraction: Any, mark: Mark | None, result: Tensor) -> bool:
-    """Whether a tensor still shows all channels of a contraction, and nothing else."""
-    if not isinstance(mark, ChannelLabel):
-        return False
-    width = len(contraction.out)
-    return result.ndim == 4 and result.shape[1] == width if contraction.spatial else result.ndim > 0 and result.shape[-1] == width
-
-
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, without torch's fused attention; then back."""
@@ -171,21 +212,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-@contextmanager
-def observed(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    """Tell the tracer which module runs."""
-    handles: list[Any] = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda _, __, name=name: tracer.modules.append(name)))
-        handles.append(module.register_forward_hook(tracer.leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run_traced(model: nn.Module, inputs: Tensor, record: TraceRecord) -> TraceRecord:
+def run_traced(model: nn.Module, inputs: Tensor, record: TraceRecord) -> None:
     """Run a network on an example and fill the record.
 
     Args:
@@ -198,13 +225,12 @@ def run_traced(model: nn.Module, inputs: Tensor, record: TraceRecord) -> TraceRe
     """
     inputs = inputs.detach().clone()
     tracer = _Tracer(record, inputs)
-    with torch.no_grad(), evaluating(model), observed(model, tracer), _Leaks(tracer), tracer:
+    with evaluating(model), observed(model, tracer.watch_modules(model)), _Leaks(tracer), tracer:
         outputs = model(inputs)
     for output in tensors_in(outputs):
         mark = tracer.mark_of(output)
         if isinstance(mark, ChannelLabel):
             record.pin(mark.ids, "the network's output")
-    return record
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -216,6 +242,3 @@ def tensors_in(value: Any) -> list[Tensor]:
     elif is_dataclass(value):
         value = list(vars(value).values())
     return [tensor for item in value for tensor in tensors_in(item)] if isinstance(value, list | tuple) else []
-
-
-__all__ = ["RULES", "Mismatch", "run_traced", "tensors_in"]

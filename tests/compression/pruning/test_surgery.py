@@ -277,7 +277,7 @@ def step_(model, optimizer, steps=2):
 
 def tampered(graph, how):
     graph = copy.deepcopy(graph)
-    bases = graph.record.bases
+    bases = graph.record.slot_nodes
     if how == "order":  # two channels are read at each other's place
         bases["a.0.weight", 1] = bases["a.0.weight", 1][[1, 0, *range(2, 16)]]
     elif how == "place":  # a follower loses the wrong channel

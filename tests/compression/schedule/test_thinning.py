@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from compression.schedule.loop import ScheduledLoop
-from compression.schedule.measurements import dead_units
 from compression.tracing.channels import trace
+from compression.tracing.dead_units import dead_units
 from models.loading import WeightsFile, build_as
 from models.networks import build
 from utils.loop.ema import EMA

@@ -1,0 +1,63 @@
+"""Units of channel groups that masks have emptied: no weight makes them any more, or none reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compression.tracing.graph import ChannelGraph
+
+
+def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> dict[str, set[int]]:
+    """Return, for each prunable group, the units that no weight carries any more; at least one is left out.
+
+    Args:
+        graph: the channel groups.
+        alive: which elements of each tensor are not zero.
+        role: "producer": all weights that make the unit are zero; "reader": all that read it are.
+    """
+    gathers = {route.buffer for route in graph.routes}  # they hold positions, not weights
+    members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
+    living = {group.name: torch.full((group.size,), not members[group.name], dtype=torch.bool) for group in graph.prunable}
+    for name, found in members.items():
+        for member in found:
+            rows = alive[member.tensor].cpu().movedim(member.dim, 0).unsqueeze(-1).flatten(1).any(1)
+            living[name][member.units[rows[member.positions]]] = True
+    _revive_through_routes(graph, living, role)
+    dead = {}
+    for group in graph.prunable:
+        gone = set((~living[group.name]).nonzero().flatten().tolist()) - group.fixed
+        if len(gone) == group.size:
+            gone.discard(0)
+        if gone:
+            dead[group.name] = gone
+    return dead
+
+
+def _revive_through_routes(graph: ChannelGraph, living: dict[str, Tensor], role: str) -> None:
+    """Mark the units that a gather (an option-A shortcut) still feeds from a living one, or reads for one, in place."""
+    for route in graph.routes if role == "producer" else reversed(graph.routes):
+        made = graph.component[graph.record.slot_nodes[route.buffer, 0]].tolist()
+        read = graph.component[route.read].tolist()
+        for target, source in zip(made, (route.index % len(read)).tolist(), strict=True):
+            if source == route.zero:
+                continue
+            ends = graph.units.get(target), graph.units.get(read[source])
+            unit, other = ends if role == "producer" else reversed(ends)
+            if unit and unit[0] in living and (other is None or other[0] not in living or bool(living[other[0]][other[1]])):
+                living[unit[0]][unit[1]] = True
+
+
+def follower_masks(graph: ChannelGraph, dead: Mapping[str, set[int]], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return masks of the biases and norms that follow dead units, so that their channels are zero behind the norm too."""
+    masks: dict[str, Tensor] = {}
+    for name, units in dead.items():
+        gone = torch.zeros(graph.group(name).size, dtype=torch.bool)
+        gone[list(units)] = True
+        for member in graph.group(name).members:
+            if member.role == "follower" and member.tensor in parameters and parameters[member.tensor].ndim == 1:
+                mask = masks.setdefault(member.tensor, torch.ones_like(parameters[member.tensor], requires_grad=False))
+                mask[member.positions[gone[member.units]].to(mask.device)] = 0.0
+    return masks
