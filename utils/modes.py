@@ -1,4 +1,4 @@
-"""Eval mode for a while, alone or with hooks that watch."""
+"""Temporary eval mode, alone or with hooks that observe the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode; on leaving, every module gets its own mode back (frozen norms may differ)."""
+    """Put a network into eval mode; afterwards every module gets its own mode back (those of frozen norms may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -24,7 +24,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def observed(model: nn.Module, handles: Sequence[RemovableHandle]) -> Iterator[None]:
-    """Let hooks watch a network in eval mode, off the tape; on leaving, also after an error, they are removed."""
+    """Put a network into eval mode without gradients while hooks observe it; afterwards the hooks are removed."""
     try:
         with eval_mode(model), torch.no_grad():
             yield

@@ -1,4 +1,4 @@
-"""What a classifier is, as plain data: enough to rebuild it and to feed it."""
+"""The specification of a classifier as plain data: enough to rebuild it and to prepare its input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_GRAY = ((0.449,), (0.226,))  # the mean of the three channels' figures
+IMAGENET_GRAY = ((0.449,), (0.226,))  # the means of the three channels' values
 
 CHANNELS = (1, 3)  # grey, RGB
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 8, 4096
@@ -27,7 +27,7 @@ def _is_line(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A classifier's identity: architecture, classes, input, pre-processing.
+    """A classifier's architecture, classes, input and pre-processing.
 
     Attributes:
         name: an architecture's name (``models.ARCHITECTURES``, torchvision, timm) or a YAML file's stem.
@@ -36,13 +36,13 @@ class ModelSpec:
         channels: input channels, 1 (grey) or 3 (RGB).
         class_names: one name per output, in the order of the outputs.
         mean, std: per input channel, for pixels in [0, 1].
-        definition: the parsed YAML of a network that is described by a file, so that a checkpoint needs no file.
-        dropout: probability of every dropout layer; None leaves what the architecture builds.
+        definition: the parsed YAML of a network that a file describes, so that its checkpoint does without the file.
+        dropout: probability of all dropout layers; None leaves that of the architecture.
         crop_fraction: side of the centre square that is resized to imgsz, as a share of the image's shorter side.
-        norm_eps: eps of the normalisation layers (by module name) that differ from what the architecture builds;
-            eps is not in a state dict, so an imported network would otherwise change on reload.
-        groups: numbers of groups of the convolutions and group norms (by module name) that differ from what the
-            architecture builds, because channels were cut; no tensor's shape tells them.
+        norm_eps: eps of normalisation layers (by module name), if not the architecture's; a state dict has no eps, so an
+            imported network would otherwise change on reload.
+        groups: numbers of groups of convolutions and group norms (by module name) that a cut has changed; no tensor's
+            shape tells them.
         quantization: how modules (by name) were replaced by quantized ones, as ``models.quantized.recipe_of`` says it.
     """
 
@@ -73,7 +73,7 @@ class ModelSpec:
         if not self.class_names:
             object.__setattr__(self, "class_names", tuple(f"class{i}" for i in range(self.num_classes)))
         if not isinstance(self.class_names, tuple) or not all(_is_line(name) for name in self.class_names):
-            raise UserError("class_names must be a list of texts of one line, without control characters")
+            raise UserError("class_names must be a list of texts, each on one line and without control characters")
         if len(self.class_names) != self.num_classes:
             raise UserError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if len(self.mean) != self.channels and self.mean == IMAGENET_MEAN and self.std == IMAGENET_STD:

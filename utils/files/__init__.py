@@ -1,1 +1,1 @@
-"""What is written and read back: checkpoints, YAML files, run folders."""
+"""Files that are written and read back: checkpoints, YAML files, run folders."""

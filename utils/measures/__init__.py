@@ -1,1 +1,1 @@
-"""What a network is worth and what it costs: accuracy, parameters, multiply-adds."""
+"""Accuracy and cost of a network."""

@@ -1,4 +1,4 @@
-"""What is measured on a validation set: top-1, top-5, loss, and per class precision, recall, F1 and support."""
+"""Metrics of a classifier: top-1, top-5, loss, and per class precision, recall, F1 and support."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Counts that add up over batches and processes exactly, each image once.
+    """Counts that add up exactly over batches and processes.
 
     Attributes:
-        confusion: int64 [classes, classes]; rows are true classes, columns predicted ones.
-        top5: images whose true class is among the five likeliest (or all, where there are fewer).
-        loss: sum of the images' cross entropies.
+        confusion: int64 [true classes, predicted classes].
+        top5: images whose true class is among the five likeliest.
+        loss: sum of the images' cross-entropies.
     """
 
     confusion: Tensor
@@ -31,11 +31,11 @@ class Tally:
 
     @classmethod
     def empty(cls, num_classes: int) -> Tally:
-        """Return a tally of nothing."""
+        """Return a tally with no images."""
         return cls(torch.zeros(num_classes, num_classes, dtype=torch.int64))
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: float logits [B, classes] and labels [B]; images with the label -1 are left out."""
+        """Add a batch: float logits [B, classes] and labels [B]; images with the label -1 are not counted."""
         valid = labels >= 0
         logits, labels = logits[valid], labels[valid]
         if not len(labels):
@@ -57,10 +57,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result on one split; fractions lie in [0, 1].
+    """The result on one split; top-1 and top-5 are fractions.
 
     Attributes:
-        speed_ms: milliseconds per image of preprocess (reading and decoding included), inference and postprocess.
+        speed_ms: milliseconds per image for preprocess (with reading and decoding), inference and postprocess.
         unreadable: names of images that were skipped.
     """
 
@@ -91,7 +91,7 @@ class Evaluation:
 
 
 def per_class(evaluation: Evaluation, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Return precision, recall, F1 and support of every class, one row a class; a fraction of nothing is 0."""
+    """Return precision, recall, F1 and support, a row per class; a fraction of nothing is 0."""
     import pandas as pd
 
     confusion = evaluation.confusion.double()

@@ -1,6 +1,6 @@
-"""Size and cost of a network: parameters, multiply-adds.
+"""Size and cost of a network: parameters, multiply-adds, latency.
 
-One multiply-add of a convolution or linear layer counts as one; biases, norms, activations and pooling count nothing.
+Only the multiply-adds of convolutions and matrix products count, not those of biases, norms, activations and pooling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from utils.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Profile:
-    """Parameters and multiply-adds for one image; ``source`` says what counted them, with the reason if not thop."""
+    """Parameters, and multiply-adds for one image; ``source`` says what counted them, and why if it was not thop."""
 
     params: int
     macs: int
@@ -34,7 +34,7 @@ class Profile:
 def profile(model: nn.Module, spec: ModelSpec) -> Profile:
     """Count a network's parameters and multiply-adds at its input size, batch 1.
 
-    thop counts; torch's flop counter checks it, and takes over where thop is not there or misses functional operations.
+    thop counts and torch's flop counter checks it; the latter takes over if thop is missing or overlooks operations.
 
     Raises:
         UserError: the network does not take images of this size.
@@ -57,10 +57,10 @@ def example_input(model: nn.Module, spec: ModelSpec, batch_size: int = 1) -> tor
 
 @torch.inference_mode()
 def measure_latency(models: Sequence[nn.Module], inputs: torch.Tensor, passes: int = 30, warm_up: int = 5) -> list[list[float]]:
-    """Time forward passes of several networks by turns, so that all meet the same noise.
+    """Time forward passes of several networks in turn, so that noise affects all of them alike.
 
     Returns:
-        Milliseconds per pass, a list for each network; take the median.
+        Milliseconds of each pass, a list per network; take the median.
     """
     times: list[list[float]] = [[] for _ in models]
     for turn in range(warm_up + passes):
@@ -91,7 +91,7 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
 
 
 def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
-    """Count with thop, without its terms for norms, activations and pooling; None where thop can't be imported."""
+    """Count with thop, without its terms for norms, activations and pooling; None if thop can't be imported."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # thop compares versions in a way that is going away
@@ -100,12 +100,8 @@ def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:
     except ImportError:
         return None
     counted = (nn.modules.conv._ConvNd, nn.Linear)
-    ignored = {kind: _count_nothing for kind in register_hooks if not issubclass(kind, counted)}
+    ignored = {kind: lambda *_: None for kind in register_hooks if not issubclass(kind, counted)}
     copy = deepcopy(model).eval()  # thop leaves hooks and buffers behind
     with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         macs, _ = thop.profile(copy, inputs=(example_input(model, spec),), custom_ops=ignored, verbose=False)
     return int(macs)
-
-
-def _count_nothing(*_: object) -> None:
-    return None

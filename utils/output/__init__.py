@@ -1,1 +1,1 @@
-"""What a run shows: progress, tables, pictures."""
+"""Logs, reports and figures of a run."""

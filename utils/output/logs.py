@@ -1,4 +1,4 @@
-"""Hooks that tell what happens in a run: progress bar, results.csv, TensorBoard; and the one that stops it early."""
+"""Hooks that report a run's progress: results.csv, TensorBoard, console lines, a progress bar; and early stopping."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class History(Hook):
 
     Args:
         folder: the run's folder; None (on ranks other than 0) writes nothing.
-        on_best: called when an epoch is the best so far.
-        counts: whether an epoch can be the best at all. The first that can takes the place of all before it: a network
-            that has not reached its sparsity yet is better and not what was asked for.
+        on_best: called after every epoch that is the best so far.
+        counts: whether an epoch can be the best at all. The first that can replaces all before it: a network that has
+            not reached its sparsity yet may be more accurate, but is not what was asked for.
     """
 
     def __init__(self, folder: Path | None, on_best: Callable[[Run], None], counts: Callable[[Run], bool] = lambda _: True) -> None:
@@ -37,7 +37,7 @@ class History(Hook):
         self.best_epoch = 0
         self.seconds = 0.0
         self.writer: Any = None
-        self.started = 0.0  # on the process's clock; 0 until the run begins
+        self.started = 0.0  # by the process's clock; 0 until the run begins
 
     def on_run_begin(self, run: Run) -> None:
         self.started = time.perf_counter() - self.seconds
@@ -47,7 +47,7 @@ class History(Hook):
             self.writer = SummaryWriter(str(self.folder), purge_step=run.epoch + 1 if run.epoch else None)
 
     def on_minibatch_end(self, run: Run) -> None:
-        self.seconds = time.perf_counter() - self.started  # so that a checkpoint in mid-epoch counts it
+        self.seconds = time.perf_counter() - self.started  # for checkpoints within an epoch
 
     def on_epoch_end(self, run: Run) -> None:
         previous, self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0, time.perf_counter() - self.started
@@ -63,9 +63,9 @@ class History(Hook):
             "images_per_second": run.images_seen / (self.seconds - previous),
             "seconds": self.seconds,
         }
-        if len(run.loss_sums) > 2:  # with a single part, the part is the loss
+        if len(run.loss_sums) > 2:  # a single part is the loss itself
             run.metrics |= {f"loss_{name}": value / max(run.images_seen, 1) for name, value in run.loss_sums.items() if name != "loss"}
-        # A figure with a slash in its name is one of many; it goes to TensorBoard only.
+        # Figures with a slash in their name are numerous; they go to TensorBoard only.
         self.rows.append({**row, **{name: value for name, value in run.metrics.items() if "/" not in name}})
         if not self.counting and self.counts(run):
             self.counting, self.best = True, None
@@ -89,16 +89,8 @@ class History(Hook):
             self.writer.close()
 
     def state_dict(self) -> dict[str, Any]:
-        best = None
-        if self.best:
-            best = {
-                "top1": self.best.top1,
-                "top5": self.best.top5,
-                "loss": self.best.loss,
-                "images": self.best.images,
-                "confusion": self.best.confusion,
-                "unreadable": list(self.best.unreadable),
-            }
+        fields = ("top1", "top5", "loss", "images", "confusion")
+        best = {**{name: getattr(self.best, name) for name in fields}, "unreadable": list(self.best.unreadable)} if self.best else None
         return {"rows": self.rows, "best": best, "best_epoch": self.best_epoch, "seconds": self.seconds, "counting": self.counting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,7 +101,7 @@ class History(Hook):
 
 
 class EarlyStopping(Hook):
-    """Stops a run that has not improved for ``patience`` epochs; 0 never stops it."""
+    """Stops a run after ``patience`` epochs without improvement; 0: never."""
 
     def __init__(self, patience: int, history: History) -> None:
         self.patience, self.history = patience, history
@@ -120,7 +112,7 @@ class EarlyStopping(Hook):
 
 
 class StepLog(Hook):
-    """Prints the loss and its parts every so many batches; 0 = never."""
+    """Prints the loss and its parts every so many batches; 0: never."""
 
     def __init__(self, every: int) -> None:
         self.every = every
@@ -136,7 +128,7 @@ class StepLog(Hook):
 
 
 class Progress(Hook):
-    """Prints a line per epoch, and a progress bar with throughput and the time left where there is a terminal."""
+    """Prints a line per epoch, and on a terminal a progress bar with the throughput and the time left."""
 
     def __init__(self, history: History) -> None:
         self.history = history
@@ -154,7 +146,7 @@ class Progress(Hook):
 
     def on_minibatch_end(self, run: Run) -> None:
         if self.bar is not None:
-            self.bar.unit_scale = len(run.inputs) * distributed.world_size()  # batches are counted, images are shown
+            self.bar.unit_scale = len(run.inputs) * distributed.world_size()  # counts batches, shows images
             self.bar.update()
             self.bar.set_postfix_str(f"loss {float(run.loss_parts['classification']):.3f}", refresh=False)
 

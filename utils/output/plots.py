@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, confusion matrix, mosaics of images."""
+"""Figures of a run: curves, bars, confusion matrix, mosaics of images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from utils.data.images import Image, UnreadableImage, as_bytes, as_channels
 from utils.files.checkpoint import atomic_write
 
 TILE, COLUMNS, MAX_TILES = 128, 8, 64
-ANNOTATED_CELLS = 20  # confusion matrices of more classes carry no figures
+MAX_ANNOTATED_CLASSES = 20  # larger confusion matrices show no counts
 MAX_TICKS = 60
-MAX_CURVES = 10  # as many colours as can be told apart
+MAX_CURVES = 10  # more colours can't be told apart
 
 
 def plot_results(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw losses, accuracies, learning rate and throughput over the epochs."""
+    """Draw losses, accuracies and the learning rate over the epochs."""
     figure, axes = _subplots(1, 3, 12, 3.5)
     epochs = [row["epoch"] for row in rows]
     panels = (("loss", ("train_loss", "val_loss")), ("accuracy", ("top1", "top5")), ("learning rate", ("lr",)))
@@ -37,7 +37,7 @@ def plot_results(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix as shares of each true class, with counts where they fit."""
+    """Draw a confusion matrix as shares of each true class, with counts if they fit."""
     counts = confusion.numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = len(class_names)
@@ -52,14 +52,14 @@ def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) ->
     axis.set_yticks(ticks, [class_names[i] for i in ticks])
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    if classes <= ANNOTATED_CELLS:
+    if classes <= MAX_ANNOTATED_CLASSES:
         for i, j in zip(*np.nonzero(counts), strict=True):
             axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", fontsize=8)
     _save(figure, path)
 
 
 def plot_scores(groups: Sequence[tuple[str, Sequence[float], Sequence[bool]]], label: str, path: Path) -> None:
-    """Draw every channel's score, ascending, in a panel per group; what is cut is red."""
+    """Draw the scores of each group's channels in ascending order, a panel per group; channels that are cut are red."""
     columns = min(6, len(groups))
     rows = -(-len(groups) // columns)
     figure, axes = _subplots(rows, columns, 2.6 * columns, 1.9 * rows + 0.4)
@@ -81,7 +81,7 @@ def plot_scores(groups: Sequence[tuple[str, Sequence[float], Sequence[bool]]], l
 
 
 def plot_widths(names: Sequence[str], before: Sequence[int], after: Sequence[int], path: Path) -> None:
-    """Draw each group's channels before and after a cut, in forward order."""
+    """Draw the number of channels per group before and after a cut, in forward order."""
     figure, axes = _subplots(1, 1, max(5.0, 1.5 + 0.28 * len(names)), 4.2)
     axis, places = axes.flat[0], np.arange(len(names))
     axis.bar(places, before, width=0.85, color="lightsteelblue", label="before")
@@ -93,13 +93,13 @@ def plot_widths(names: Sequence[str], before: Sequence[int], after: Sequence[int
 
 
 def plot_sensitivity(names: Sequence[str], sparsities: Sequence[float], top1: NDArray[Any], path: Path) -> None:
-    """Draw top-1 over the sparsity of one layer at a time: a curve per layer, or a heat map where there are many.
+    """Draw top-1 over the sparsity of one layer at a time: a curve per layer, or a heat map of more than ``MAX_CURVES``.
 
     Args:
-        names: of the layers, in forward order.
+        names: the layers, in forward order.
         sparsities: ascending.
-        top1: [names, sparsities].
-        path: of the picture.
+        top1: [layers, sparsities].
+        path: file to write.
     """
     if len(names) <= MAX_CURVES:
         figure, axes = _subplots(1, 1, 9.0, 4.5)
@@ -141,7 +141,7 @@ def mosaic(images: Sequence[Image], captions: Sequence[str], path: Path, colours
 
 
 def annotate(image: Image, lines: Sequence[str]) -> Image:
-    """Return a copy of an RGB image with lines of text in its upper left corner, on a dark ground."""
+    """Return a copy of an RGB image with lines of text in its upper left corner, on a dark background."""
     canvas = np.ascontiguousarray(as_channels(image, 3)).copy()
     if min(canvas.shape[:2]) < TILE:  # text needs room
         scale = TILE * 2 / min(canvas.shape[:2])
@@ -159,7 +159,7 @@ def annotate(image: Image, lines: Sequence[str]) -> Image:
 
 
 def write_image(path: Path, image: Image) -> None:
-    """Write an RGB image, atomically, in the format of the path's suffix."""
+    """Write an RGB image atomically, in the format of the path's suffix."""
     ok, data = cv2.imencode(path.suffix or ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not ok:
         raise UnreadableImage(f"can't encode {path}")
@@ -174,7 +174,7 @@ def _fitting(text: str, width: int) -> str:
 
 
 def _subplots(rows: int, columns: int, width: float, height: float) -> tuple[Any, NDArray[Any]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: it keeps global state and may want a screen
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot, which keeps global state and may need a screen
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

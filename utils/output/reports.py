@@ -1,4 +1,4 @@
-"""The files that a run leaves for people and programs: results.json, tables, pictures."""
+"""The files that a run leaves behind: results.json, tables, figures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from utils.output.plots import mosaic, plot_confusion, plot_results
 from utils.spec import ModelSpec
 
 RIGHT, WRONG = (0, 110, 0), (200, 0, 0)  # RGB
-SHOWN = 32
+MAX_PREDICTIONS = 32  # in the picture of predictions
 
 
 class FirstBatch(Hook):
-    """Draws the first training batch as the network sees it, into the history's folder: train_batch.jpg."""
+    """Draws the first training batch, as the network sees it, into train_batch.jpg in the history's folder."""
 
     def __init__(self, spec: ModelSpec, history: History) -> None:
         self.spec, self.history = spec, history
@@ -48,7 +48,7 @@ def report_training(
     network: torch.nn.Module,
     unreadable: list[str],
 ) -> dict[str, Any]:
-    """Write a finished run's results.json, pictures and list of unreadable images; return results.json's content.
+    """Write a finished run's results.json, figures and list of unreadable images; return the content of results.json.
 
     Args:
         network: the best network of the run, for the pictures of its predictions.
@@ -76,10 +76,10 @@ def report_training(
 
 
 def draw_predictions(network: torch.nn.Module, spec: ModelSpec, dataset: SplitDataset, path: Path) -> None:
-    """Draw evenly spaced images of a split with what the network takes them for; wrong answers in red."""
+    """Draw evenly spaced images of a split with the network's predictions; wrong ones in red."""
     from utils.data.transforms import normalise
 
-    positions = np.unique(np.linspace(0, len(dataset) - 1, min(SHOWN, len(dataset))).astype(int))
+    positions = np.unique(np.linspace(0, len(dataset) - 1, min(MAX_PREDICTIONS, len(dataset))).astype(int))
     batch = dataset.__getitems__([Draw(int(position), 0) for position in positions])
     device = next(network.parameters()).device
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def draw_predictions(network: torch.nn.Module, spec: ModelSpec, dataset: SplitDa
 
 
 def report_evaluation(evaluation: Evaluation, spec: ModelSpec, folder: Path, unreadable: list[str]) -> dict[str, Any]:
-    """Write an evaluation's results.json, per_class.csv, confusion matrix (CSV, PNG); return results.json's content."""
+    """Write results.json, per_class.csv and the confusion matrix (CSV, PNG); return the content of results.json."""
     import pandas as pd
 
     table = per_class(evaluation, spec.class_names)
@@ -119,6 +119,6 @@ def report_evaluation(evaluation: Evaluation, spec: ModelSpec, folder: Path, unr
 
 
 def write_unreadable(lines: list[str], folder: Path) -> None:
-    """List the images that were skipped, if any were."""
+    """List the images that were skipped, if there are any."""
     if lines:
         write_text(folder / "unreadable.txt", "\n".join(dict.fromkeys(lines)) + "\n")
