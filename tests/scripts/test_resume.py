@@ -12,7 +12,8 @@ from tests.launch import Launch, as_paused_script, as_script
 # Everything that a resumed run could get wrong: random draws in the loader, the mixing and the network, moments,
 # averages, accumulated gradients, the best score.
 FLAGS = (
-    "--data", "digits", "--effective-train-size", 0.3, "--model", "resnet20", "--imgsz", 16, "--batch-size", 100, "--workers", 0, "--optimizer", "AdamW",
+    "--data", "digits", "--effective-train-size", 0.3, "--model", "resnet20", "--imgsz", 16, "--batch-size", 100, "--workers", 0,
+    "--optimizer", "AdamW",
     "--augment", "strong", "--mixup", 0.3, "--cutmix", 0.3, "--dropout", 0.1, "--accumulate", 2, "--epochs", 3,
 )  # fmt: skip
 
@@ -56,7 +57,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_left_alone(runs):
 def test_a_finished_run_a_foreign_file_and_changed_arguments_are_refused(script, runs, tmp_path):
     assert "has finished; start a new run from it with --weights" in script("train.py", "--resume", runs / "whole").err
     best = runs / "whole/weights/best.pt"
-    assert "is no run's weights/last.pt" in script("train.py", "--resume", best).err
+    assert "is not the weights/last.pt of a run" in script("train.py", "--resume", best).err
     changed = script("train.py", "--resume", runs / "whole", "--lr0", 1)
     assert changed.code == 2
     assert "--lr0 can't be changed by --resume" in changed.err

@@ -1,12 +1,13 @@
-"""Checkpoints: plain dicts of tensors and JSON-able values, written atomically, read without running code.
+"""Checkpoints: dicts of tensors and JSON-able values, written atomically, read without running code.
 
-``python -m utils.files.checkpoint FILE`` prints what is in one.
+``python -m utils.files.checkpoint FILE`` prints the contents of one.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import pickle
 import struct
 import sys
 import tempfile
@@ -25,14 +26,14 @@ FORMAT, VERSION = "rankcut", 1
 
 
 class NeedsCode(UserError):
-    """The file is a pickle that can only be loaded by running code, which we never do."""
+    """The file is a pickle that can only be loaded by running code, which RankCut never does."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to disk and rename it into place.
+    """Yield a temporary path beside ``path``; on success flush it to disk and rename it to ``path``.
 
-    Readers see the old file or the new one, never a part; after an error the old file stands and the temporary is gone.
+    Readers see the old file or the new one, never a part; after an error the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -56,7 +57,7 @@ def _umask() -> int:
 
 
 def _fsync_directory(path: Path) -> None:
-    if os.name != "posix":  # only POSIX systems can open a directory
+    if os.name != "posix":  # only POSIX systems can open directories
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -75,7 +76,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically, stamped with the format and its version.
 
     Raises:
-        OSError: the disk is full or the place not writable; what stood there before still stands.
+        OSError: the disk is full or the path not writable; an older file there is untouched.
     """
     try:
         with atomic_write(path) as temporary:
@@ -90,18 +91,16 @@ def read_tensor_file(path: Path) -> Any:
     """Read any file that torch can read without running code.
 
     Raises:
-        NeedsCode: the file's pickle asks for classes or functions; nothing of it was run.
-        UserError: the file is absent, damaged or foreign.
+        NeedsCode: the file's pickle names classes or functions; none of it was run.
+        UserError: the file is missing, damaged or not a weights file.
     """
-    import pickle
-
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a weights file")
     if not path.exists():
         raise UserError(f"no weights file {path}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch remarks on the pickle's protocol; what it then raises says enough
+            warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; the error that follows says enough
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
@@ -110,11 +109,11 @@ def read_tensor_file(path: Path) -> Any:
             raise NeedsCode(f"{path} needs code to load, which could do anything, so it is refused; save a plain state dict") from None
         raise UserError(f"{path} is not a weights file, or is damaged") from None
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a seek to where a half-written file does not reach
+        if error.errno != errno.EINVAL:  # raised by a seek beyond the end of a half-written file
             raise
         raise UserError(f"{path} is not a weights file, or is damaged") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError, struct.error):
-        # What torch's reader raises for a half-written zip or for bytes that are no pickle at all.
+        # What torch's reader raises for a half-written zip or for bytes that are not a pickle.
         raise UserError(f"{path} is not a weights file, or is damaged") from None
 
 
@@ -124,10 +123,10 @@ def is_checkpoint(content: Any) -> bool:
 
 
 def check_version(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return a checkpoint whose version this code can read.
+    """Return a checkpoint if this code can read it.
 
     Raises:
-        UserError: the version is newer than this code, or entries are missing.
+        UserError: its version is newer than this code, or entries are missing.
     """
     if not isinstance(content.get("version"), int) or content["version"] > VERSION:
         raise UserError(f"{path} has checkpoint version {content.get('version')}; this code reads up to {VERSION}: update RankCut")
@@ -154,7 +153,7 @@ MAX_SHOWN = 160  # characters of a value
 
 
 def describe(content: Any, path: Path) -> str:
-    """Return what is in a file's content, for people: specification, metrics, plan, arguments, tensors.
+    """Describe a file's content as text: specification, metrics, arguments, plan, tensors.
 
     Raises:
         UserError: it is neither a checkpoint that this code reads nor a state dict.
@@ -195,14 +194,14 @@ def _values(values: Any) -> list[str]:
 
 
 def _plan(plan: Any) -> list[str]:
-    """Return a line per group that was cut: the units that are kept, of how many; earlier cuts after the later ones."""
+    """Return a line per group that was cut, 'kept of all'; earlier cuts follow later ones."""
     lines: list[str] = []
     while plan:
         if not isinstance(plan, Mapping) or not isinstance(plan.get("kept"), Mapping):
             return [*lines, f"  damaged: {_shown(plan)}"]
         sizes, widths = (plan[key] if isinstance(plan.get(key), Mapping) else {} for key in ("sizes", "widths"))
         counts = {name: len(units) if isinstance(units, list | tuple) else "?" for name, units in plan["kept"].items()}
-        counts = counts or dict(widths)  # a network that was built narrow has widths alone
+        counts = counts or dict(widths)  # a network that was built narrow has only widths
         width = max((len(_shown(name)) for name in counts), default=0)
         lines += [f"  {_shown(name):<{width}}  {_shown(count)} of {_shown(sizes.get(name, '?'))}" for name, count in counts.items()]
         if plan := plan.get("before"):
@@ -215,16 +214,16 @@ def _tensor(value: Any) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """Return a value on one line, without what a terminal would obey, shortened."""
+    """Return a value on one line, shortened, without control characters."""
     text = "".join(character if character.isprintable() else "?" for character in str(value))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} ..."
 
 
 def main() -> None:
-    """Print what is in the files that are named on the command line."""
+    """Print the contents of the files named on the command line."""
     paths = sys.argv[1:]
     if not paths or any(path.startswith("-") for path in paths):
-        raise UserError("python -m utils.files.checkpoint FILE ... prints what is in a checkpoint or state dict")
+        raise UserError("python -m utils.files.checkpoint FILE ... prints the contents of checkpoints and state dicts")
     for path in map(Path, paths):
         print(describe(read_tensor_file(path), path))
 

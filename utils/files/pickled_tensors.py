@@ -1,8 +1,8 @@
-"""Read a pickled module's tensors without running its code.
+"""Reading the tensors of a pickled module without running its code.
 
 Official YOLOv5 ``*-cls.pt`` files are pickles of live modules. Here every class and function that such a pickle names
-becomes an inert stub that only remembers its state; nothing is imported, nothing is called. What remains are the
-parameters, buffers and plain values, which are all that is needed.
+becomes an inert stub that only keeps its state; nothing is imported, nothing is called. What remains are parameters,
+buffers and plain values, which is all that is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 MAX_DEPTH = 100  # modules within modules
-MAX_BYTES = 8 << 30  # larger than any classifier; a zip that unpacks to more is refused
+MAX_BYTES = 8 << 30  # more than any classifier has; larger zips are refused
 
 _STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -37,17 +37,17 @@ _STORAGE_DTYPES = {
 
 
 class Stub:
-    """Stands for any object of a pickled class: keeps the state that the pickle gives it, and does nothing."""
+    """Stands in for an object of any pickled class: keeps the state that the pickle gives it and does nothing."""
 
     state: dict[Any, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:  # not __init__: a pickle may make an object without calling it
+    def __new__(cls, *args: Any, **kwargs: Any) -> Stub:  # a pickle may make an object without calling __init__
         stub = super().__new__(cls)
         stub.state = {}
         return stub
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take the arguments of any class."""
+        """Accept the arguments of any class."""
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
@@ -57,10 +57,10 @@ class Stub:
         self.state[key] = value
 
     def append(self, value: Any) -> None:
-        """Take an item of a pickled list subclass."""
+        """Accept an item of a pickled list subclass."""
 
     def extend(self, values: Any) -> None:
-        """Take items of a pickled list subclass."""
+        """Accept items of a pickled list subclass."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Stub:
         return Stub()
@@ -112,10 +112,10 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def read_pickled(path: Path) -> Any:
-    """Read a torch zip file with every class in it replaced by a stub.
+    """Read torch's zip file with every class in it replaced by a stub.
 
     Raises:
-        UserError: the file is no such zip, or is damaged.
+        UserError: the file is not such a zip, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -152,7 +152,7 @@ def module_tensors(module: Stub, prefix: str = "") -> dict[str, Tensor]:
 
 
 def module_values(module: Stub, key: str, prefix: str = "") -> dict[str, Any]:
-    """Collect one plain attribute (such as ``eps``) of every pickled submodule that has it, by module name."""
+    """Collect one attribute (such as ``eps``) of all pickled submodules that have it, by module name."""
     found = {prefix.rstrip("."): module.state[key]} if key in module.state else {}
     for name, child in (module.state.get("_modules") or {}).items():
         if isinstance(child, Stub):

@@ -1,7 +1,8 @@
-"""Run directories: one numbered folder per run, made by rank 0 alone, and what every run records in it."""
+"""Run directories: one numbered folder per run, made by rank 0, and finding the run to resume."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -18,34 +19,24 @@ LAUNCH_FILE = ".launch"
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's folder. ``created`` says whether this process made it, and so may remove it again."""
+    """A run's folder; ``created`` says whether this process made it and so may remove it again."""
 
     path: Path
     created: bool = False
 
     @classmethod
     def create(cls, project: str, name: str, exist_ok: bool) -> RunDirectory:
-        """Make ``project/name``, ``project/name2``, ... : the first that is free; with ``exist_ok`` the name as it is.
+        """Make the first free folder of ``project/name``, ``project/name2``, ...; with ``exist_ok`` use ``project/name``.
 
         Raises:
             UserError: a file stands in the way.
         """
         base = Path(project) / name
-        path, number, created = base, 2, False
+        path, created = base, False
         if distributed.is_main():
             try:
                 base.parent.mkdir(parents=True, exist_ok=True)
-                while True:
-                    try:
-                        path.mkdir()
-                        created = True
-                        break
-                    except FileExistsError:
-                        if exist_ok and path.is_dir():
-                            break
-                        if exist_ok:
-                            raise UserError(f"{path} is a file, so --name {name} can't be a folder") from None
-                    path, number = base.with_name(f"{name}{number}"), number + 1
+                path, created = _make_free(base, exist_ok)
             except (FileExistsError, NotADirectoryError):
                 raise UserError(f"--project {project} can't be a folder: a file is in the way") from None
             if distributed.launch_id():
@@ -68,9 +59,24 @@ class RunDirectory:
         return self.weights / "best.pt"
 
     def discard(self) -> None:
-        """Remove the folder of a run that failed before it had anything to keep, if this process made it."""
+        """Remove the folder if this process made it: the run has failed with nothing to keep."""
         if self.created:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _make_free(base: Path, exist_ok: bool) -> tuple[Path, bool]:
+    """Make the first free folder; return it, and whether it is new."""
+    for number in itertools.count(1):
+        path = base if number == 1 else base.with_name(f"{base.name}{number}")
+        try:
+            path.mkdir()
+            return path, True
+        except FileExistsError:
+            if exist_ok and path.is_dir():
+                return path, False
+            if exist_ok:
+                raise UserError(f"{path} is a file, so --name {base.name} can't be a folder") from None
+    raise AssertionError("unreachable")
 
 
 def find_run(resume: str, project: str) -> RunDirectory:
@@ -87,7 +93,7 @@ def find_run(resume: str, project: str) -> RunDirectory:
     path = Path(resume)
     if path.is_file():
         if path.name != "last.pt" or path.parent.name != "weights":
-            raise UserError(f"{path} is no run's weights/last.pt; to start a new run from these weights use --weights {path}")
+            raise UserError(f"{path} is not the weights/last.pt of a run; to start a new run from these weights use --weights {path}")
         return RunDirectory(path.parent.parent)
     if not (path / "weights" / "last.pt").is_file():
         raise UserError(f"nothing to resume: {path / 'weights' / 'last.pt'} is not there")
@@ -95,7 +101,7 @@ def find_run(resume: str, project: str) -> RunDirectory:
 
 
 def find_restarted(project: str, name: str) -> RunDirectory | None:
-    """Find the run that this launch began before torchrun restarted its workers."""
+    """Find the run that this launch started before torchrun restarted its workers."""
     if not distributed.restarts():
         return None
     for marker in Path(project).glob(f"{name}*/{LAUNCH_FILE}"):

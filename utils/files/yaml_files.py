@@ -1,4 +1,4 @@
-"""YAML files: read without running anything, duplicate keys refused; written atomically in the order given."""
+"""YAML files: read safely, with duplicate keys refused; written atomically, in the order given."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from utils.options import one_line
 if TYPE_CHECKING:
     from yaml import MappingNode, Node
 
-MERGE = "tag:yaml.org,2002:merge"  # the key "<<", which is no key of its own
-MOST_VALUES = 100_000  # with every alias written out: a few lines of aliases to aliases would otherwise fill the memory
+MERGE = "tag:yaml.org,2002:merge"  # the key "<<", which may be repeated
+MOST_VALUES = 100_000  # with all aliases expanded: a few lines of aliases to aliases could fill the memory
 MOST_LEVELS = 40
-MOST_BITS = 4_000  # of a whole number: beyond, Python refuses to print it
-# What PyYAML's constructors raise for a scalar under a tag that it does not fit (!!bool perhaps, !!int "").
+MOST_BITS = 4_000  # of a whole number; Python refuses to print larger ones
+# What PyYAML's constructors raise for a scalar that does not fit its tag (!!bool perhaps, !!int "").
 _MISFITS = (ValueError, TypeError, RecursionError, AttributeError, KeyError, IndexError, OverflowError)
 
 
@@ -26,15 +26,15 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: what it describes, for the errors: "model", "data".
+        what: what it describes, for error messages: "model", "data".
 
     Raises:
-        UserError: the file is absent, no YAML, no mapping, has a key twice, or its aliases make it huge or endless.
+        UserError: the file is missing, not YAML, not a mapping, has a duplicate key, or its aliases make it huge or endless.
     """
-    import yaml  # only networks and data that are described by a file need it
+    import yaml  # needed only for networks and data that a file describes
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice in a mapping; YAML's own loader silently takes the last."""
+        """Refuses duplicate keys, of which YAML's own loader silently takes the last."""
 
         def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
             if isinstance(node, yaml.MappingNode):
@@ -74,16 +74,12 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 
 def _check_size(root: Node) -> None:
-    """Check that a document is finite and of a sensible size with every alias written out.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raise ValueError unless a document is finite and of a sensible size with all aliases expanded."""
     measured: dict[int, tuple[int, int]] = {}
     above: set[int] = set()
 
     def measure(node: Any) -> tuple[int, int]:
-        """Return the number of values and of levels."""
+        """Return the numbers of values and levels."""
         if isinstance(node.value, str):
             return 1, 1
         if id(node) in above:

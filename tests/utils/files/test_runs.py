@@ -95,8 +95,8 @@ def test_nothing_to_resume_is_told_with_what_was_looked_for(tmp_path):
         "newest": f"nothing to resume: no run below {tmp_path} has a weights/last.pt",
         str(tmp_path / "exp"): r"nothing to resume: .*exp/weights/last.pt is not there",
         str(tmp_path / "absent"): r"nothing to resume: .*absent/weights/last.pt is not there",
-        str(best): r"best.pt is no run's weights/last.pt; .*--weights .*best.pt",
-        str(stray): r"last.pt is no run's weights/last.pt",
+        str(best): r"best.pt is not the weights/last.pt of a run; .*--weights .*best.pt",
+        str(stray): r"last.pt is not the weights/last.pt of a run",
     }.items():
         with pytest.raises(UserError, match=words):
             find_run(resume, str(tmp_path))
