@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the one way in which a script reports them."""
+"""Errors that a user can fix, and how scripts report them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the thing, the value and the valid choices."""
+    """An error that the user can fix: the message names the thing, the value and the valid choices."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop (SIGINT or SIGTERM) and has saved; the message says how to go on."""
+    """The run was asked to stop (SIGINT or SIGTERM) and has saved its state; the message says how to resume it."""
 
 
 def closest(value: str, choices: Iterable[str]) -> str | None:
@@ -40,8 +40,8 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} '{value}'.{nearest(value, choices)} Valid: {shown}")
 
 
-# What the operating system refuses and the user can mend; any other OSError is a defect and keeps its traceback.
-_MENDABLE = {
+# Refusals of the operating system that the user can fix; any other OSError is a defect and keeps its traceback.
+_FIXABLE = {
     errno.ENOSPC: "the disk is full; free some space or choose another --project",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another --project",
     errno.EFBIG: "the file would exceed the allowed size; choose another --project",
@@ -57,20 +57,20 @@ _MENDABLE = {
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``: what a user can mend becomes one line on stderr and exit code 2."""
+    """Run a script's ``main``; errors that the user can fix become one line on stderr and exit code 2."""
     script = os.path.basename(sys.argv[0])
     try:
         main()
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
-    except BrokenPipeError:  # the reader of our output has seen enough, as in `predict.py ... | head`
+    except BrokenPipeError:  # whatever reads our output has closed it, as in `predict.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if error.errno not in _FIXABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{script}: error: {where}{_MENDABLE[error.errno]}", file=sys.stderr)
+        print(f"{script}: error: {where}{_FIXABLE[error.errno]}", file=sys.stderr)
         sys.exit(USER_ERROR_EXIT_CODE)
     except Interrupted as stop:
         print(f"\n{script}: {stop}", file=sys.stderr)

@@ -1,13 +1,12 @@
-"""Options of things that a YAML file describes: declared on a dataclass, checked when the file is read.
+"""Options in YAML files: declared on a dataclass, checked when the file is read.
 
-A field says what it takes, once::
+A field declares what it accepts::
 
     @dataclass
     class SensitivityPruner(Pruner):
         sensitivities: dict[str, float] = option(by_parameter(number(least=0)))
 
-``build`` makes an instance from a mapping and names the place in the file, the value and the valid choices of whatever
-does not fit.
+``build`` makes an instance from a mapping; its errors name the place in the file, the value and the valid choices.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ T = TypeVar("T")
 LONGEST_PATTERN = 200
 LONGEST_MESSAGE = 1_000
 MOST_STEPS = 200_000
-WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile put into names
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel, DDP and torch.compile add to names
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a file a value stands, and what it may refer to.
+    """The place of a value in a file, and the parameters to which it may refer.
 
     Attributes:
         path: "pruners.my_pruner.weights[2]".
-        parameters: names and numbers of dimensions of the network's parameters.
-        matches: what each pattern matched, by place; filled while reading.
+        parameters: the network's parameters: name -> number of dimensions.
+        matches: the names that each pattern matched, by place; filled while reading.
     """
 
     path: str
@@ -49,7 +48,7 @@ class Place:
         return dataclasses.replace(self, path=path)
 
     def error(self, message: str) -> UserError:
-        """Return an error that names this place."""
+        """Return an error about this place."""
         return UserError(one_line(f"{self.path}: {message}"))
 
 
@@ -57,21 +56,21 @@ Reader = Callable[[Any, Place], Any]
 
 
 def option(read: Reader, default: Any = dataclasses.MISSING) -> Any:
-    """Declare a field; without a default the file must give it."""
+    """Declare a field; without a default it is required."""
     return dataclasses.field(default=default, metadata={"read": read})
 
 
 def build(kind: type[T], values: Any, place: Place, ignored: Sequence[str] = ()) -> T:
-    """Make an instance from what a file says.
+    """Make an instance from the options in a file.
 
     Args:
         kind: a dataclass whose fields are declared with ``option``.
-        values: a mapping from option to value, or nothing.
-        place: of the values.
-        ignored: further options that may be there and mean nothing here.
+        values: a mapping from option to value, or None.
+        place: the place of the values.
+        ignored: further options, which are accepted without effect.
 
     Raises:
-        UserError: an option is unknown, missing or of a wrong value; the instance may refuse combinations too.
+        UserError: an option is unknown, missing or has a wrong value, or the instance refuses a combination.
     """
     given = dict(mapping(values, place)) if values is not None else {}
     fields = {field.name: field for field in dataclasses.fields(kind) if "read" in field.metadata}  # type: ignore[arg-type]
@@ -91,19 +90,19 @@ def build(kind: type[T], values: Any, place: Place, ignored: Sequence[str] = ())
 
 
 def mapping(value: Any, place: Place) -> Mapping[Any, Any]:
-    """Check that a value is a mapping."""
+    """Accept a mapping."""
     if not isinstance(value, Mapping):
         raise place.error(f"must be a mapping, not {shown(value)}")
     return value
 
 
 def number(least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf) -> Reader:
-    """Take a finite number within bounds: ``least`` and ``most`` may be reached, ``above`` and ``below`` may not."""
+    """Accept a finite number within bounds: ``least`` and ``most`` are inclusive, ``above`` and ``below`` exclusive."""
     bounds = (("at least", least, -math.inf), ("at most", most, math.inf), ("above", above, -math.inf), ("below", below, math.inf))
     limits = " and ".join(f"{words} {bound:g}" for words, bound, default in bounds if bound != default)
 
     def read(value: Any, place: Place) -> float:
-        if isinstance(value, str):  # YAML 1.1 takes 1e-4 for a string
+        if isinstance(value, str):  # in YAML 1.1, 1e-4 is a string
             try:
                 value = float(value)
             except ValueError:
@@ -118,7 +117,7 @@ def number(least: float = -math.inf, most: float = math.inf, above: float = -mat
 
 
 def integer(least: int = 0, most: int = 10**9) -> Reader:
-    """Take a whole number within bounds."""
+    """Accept a whole number within bounds."""
 
     def read(value: Any, place: Place) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -131,21 +130,21 @@ def integer(least: int = 0, most: int = 10**9) -> Reader:
 
 
 def boolean(value: Any, place: Place) -> bool:
-    """Take true or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise place.error(f"must be true or false, not {shown(value)}")
     return value
 
 
 def text(value: Any, place: Place) -> str:
-    """Take a string."""
+    """Accept a string."""
     if not isinstance(value, str):
         raise place.error(f"must be text, not {shown(value)}")
     return value
 
 
 def choice(*choices: str | None) -> Reader:
-    """Take one of some words; None among them allows an empty value."""
+    """Accept one of these words; None among them allows an empty value."""
     words = [word for word in choices if word is not None]
 
     def read(value: Any, place: Place) -> str | None:
@@ -157,12 +156,12 @@ def choice(*choices: str | None) -> Reader:
 
 
 def optional(reader: Reader) -> Reader:
-    """Take nothing, or what the reader takes."""
+    """Accept an empty value, or what the reader accepts."""
     return lambda value, place: None if value is None else reader(value, place)
 
 
 def listed(reader: Reader, length: int | None = None) -> Reader:
-    """Take a list of what the reader takes, of a given length or not empty."""
+    """Accept a non-empty list of what the reader accepts, of a given length if there is one."""
 
     def read(value: Any, place: Place) -> tuple[Any, ...]:
         if not isinstance(value, list) or (len(value) != length if length else not value):
@@ -173,7 +172,7 @@ def listed(reader: Reader, length: int | None = None) -> Reader:
 
 
 def parameters(value: Any, place: Place) -> tuple[str, ...]:
-    """Take a list of patterns of parameter names (or one); return the names, each once, in the list's order."""
+    """Accept a list of patterns of parameter names, or one; return the matching names once each, in the list's order."""
     found: dict[str, None] = {}
     for i, pattern in enumerate(value if isinstance(value, list) else [value]):
         found |= dict.fromkeys(match(pattern, place / i))
@@ -183,10 +182,10 @@ def parameters(value: Any, place: Place) -> tuple[str, ...]:
 
 
 def by_parameter(reader: Reader) -> Reader:
-    """Take a mapping from patterns of parameter names to values; return a mapping from names.
+    """Accept a mapping from patterns of parameter names to values; return a mapping from names to values.
 
-    '*' is the default of the weights that no other pattern names. Where two patterns match the same parameter, the later
-    entry must not silently win: a parameter's own name goes before a pattern, two patterns are an error.
+    '*' is the default for weights that no other entry matches. An exact name takes precedence over a pattern; two
+    patterns that match the same parameter are an error, so that none silently wins.
     """
 
     def read(value: Any, place: Place) -> dict[str, Any]:
@@ -219,8 +218,8 @@ def by_parameter(reader: Reader) -> Reader:
 def match(pattern: Any, place: Place) -> list[str]:
     """Return the names of the parameters that a pattern matches.
 
-    A name is compared with and without ``module.`` anywhere; then ``*``, ``?`` and ``[...]`` as in a shell; then as a
-    regular expression for the whole name. A bare '*' is every weight of two dimensions or more.
+    A pattern is tried as a name, with and without ``module.``; then with ``*``, ``?`` and ``[...]`` as in a shell; then as
+    a regular expression for the whole name. A bare '*' matches all weights of two or more dimensions.
 
     Raises:
         UserError: nothing matches.
@@ -245,7 +244,7 @@ def _by_expression(pattern: str, known: list[str], place: Place) -> list[str]:
         raise place.error(f"{shown(pattern)} matches no name, and as a regular expression it may take very long; use fewer repeats")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that may mean something else in a later Python
+            warnings.simplefilter("ignore")  # about sets whose meaning may change in a later Python
             expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
         return []
@@ -256,8 +255,8 @@ def _by_expression(pattern: str, known: list[str], place: Place) -> list[str]:
 def _costly(pattern: str) -> bool:
     """Whether trying a regular expression on a name may take more than about a millisecond.
 
-    A matcher that goes back and tries again takes exponential time where a repeat or a choice stands in a repeat, and about
-    20^n steps for n repeats in a row on names of this length; every choice outside of repeats at most doubles that.
+    A backtracking matcher takes exponential time for a repeat or a choice inside a repeat, and about 20^n steps for n
+    repeats in a row on names of this length; every choice outside of repeats at most doubles that.
     """
     bare = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
     bare = re.sub(r"\[\^?\]?[^\]]*\]", "a", bare)
@@ -270,23 +269,23 @@ def _costly(pattern: str) -> bool:
         if varies and inner[2] not in ("", "?"):
             return True
         steps *= choices
-        bare = bare[: inner.start()] + ("a*" if varies else "a") + bare[inner.end() :]  # what varies inside varies in what is around
+        bare = bare[: inner.start()] + ("a*" if varies else "a") + bare[inner.end() :]  # what varies inside makes its surroundings vary
     return steps > MOST_STEPS
 
 
 def plain(name: str) -> str:
-    """Return a parameter's name without what wrappers put into it."""
+    """Return a parameter's name without what wrappers add to it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def one_line(message: str) -> str:
-    """Return a message on one line, unprintable characters escaped, not endless."""
+    """Return a message on one line, shortened, with unprintable characters escaped."""
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in " ".join(message.split()))
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, shortened, on one line."""
+    """Return a value for a message, on one line, shortened."""
     if value is None:
         return "nothing"
     if isinstance(value, Mapping):

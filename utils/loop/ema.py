@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, which is what is validated and saved."""
+"""Exponential moving average of the weights; it is what a run validates and saves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECAY, RAMP = 0.9999, 2000  # YOLOv5's: d = DECAY * (1 - exp(-updates / RAMP))
 class EMA:
     """Keeps ``model``, an averaged copy in eval mode: average = d * average + (1 - d) * current.
 
-    Floating-point buffers (batch norm's statistics) are averaged like the weights, others are copied.
+    Floating-point buffers (batch norm's statistics) are averaged like weights, others are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float = DECAY, ramp: float = RAMP) -> None:
@@ -26,7 +26,7 @@ class EMA:
 
     @torch.no_grad()
     def update_(self, model: nn.Module) -> None:
-        """Move the average towards a model of the same structure."""
+        """Move the average towards the weights of a model of the same structure."""
         self.updates += 1
         weight = 1 - self.decay * (1 - math.exp(-self.updates / self.ramp))
         averages, current = _tensors(self.model), _tensors(model)
@@ -37,19 +37,19 @@ class EMA:
                 average.copy_(tensor)
 
     def synchronise_(self) -> None:
-        """Take rank 0's average on every rank: batch norm's statistics differ between ranks, the rest is equal."""
+        """Copy the buffers of rank 0 to all ranks: batch norm's statistics differ between ranks; weights do not."""
         distributed.broadcast_(list(self.model.buffers()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs beside the averaged weights."""
+        """Return what a resumed run needs besides the averaged weights."""
         return {"updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a count of updates."""
+        """Restore the number of updates."""
         self.updates = int(state["updates"])
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Return parameters and buffers, each once; several times faster than torch's iterators, and called at every step."""
+    """Return parameters and buffers, each once; called at every step, and several times faster than torch's iterators."""
     found = (t for module in model.modules() for t in (*module._parameters.values(), *module._buffers.values()) if t is not None)
     return list(dict.fromkeys(found))

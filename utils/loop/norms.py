@@ -1,4 +1,4 @@
-"""Hooks for normalisation layers: frozen ones stay frozen, and fresh batch norms find their statistics quickly."""
+"""Hooks for normalisation layers: frozen ones stay frozen, and the statistics of fresh ones settle quickly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utils.loop.hooks import Hook
 
 
 class FrozenNorms(Hook):
-    """Keeps the normalisation layers of frozen modules in eval mode, so that their statistics stay."""
+    """Keeps the normalisation layers of frozen modules in eval mode, so that their statistics do not change."""
 
     def __init__(self, norms: list[nn.Module]) -> None:
         self.norms = norms
@@ -20,11 +20,11 @@ class FrozenNorms(Hook):
 
 
 class NormWarmup(Hook):
-    """Averages batch norm's statistics evenly until its own momentum m takes over: momentum = max(m, 1 / (step + 1)).
+    """Averages batch norm's statistics evenly at first: momentum = max(m, 1 / (step + 1)), with m the layer's own.
 
-    Running statistics start at (0, 1) and forget that only after several times 1 / m steps. With YOLOv5's m = 0.03 and
-    a small data set, a network validates at chance for whole epochs although it has long learnt. After a cut the statistics
-    are those of another network, and the same holds.
+    Running statistics start at (0, 1) and take several times 1 / m steps to forget it. With YOLOv5's m = 0.03 and a small
+    data set, a network that has long learnt would validate at chance for whole epochs. The same holds after a cut, as
+    the statistics are then those of another network.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers by name, their parameter groups, and the learning rate as a closed form of training progress."""
+"""Optimizers by name, their parameter groups, and the learning rate as a function of training progress."""
 
 from __future__ import annotations
 
@@ -25,42 +25,40 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[float], dict[str, Any]], 
 
 
 def make_optimizer(model: nn.Module, name: str, lr0: float, momentum: float, decay: float) -> Optimizer:
-    """Make an optimizer with three groups: biases and norm weights without decay, the other weights with it.
+    """Make an optimizer with three groups: weights with decay; biases and norm weights without.
 
-    Parameters that need no gradient are left out.
+    Frozen parameters are left out.
 
     Raises:
-        UserError: the name is unknown, or a value out of range.
+        UserError: the name is unknown, a value is out of range, or everything is frozen.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     if not lr0 > 0 or not 0 <= momentum < 1 or not decay >= 0:
         raise UserError(f"lr0 {lr0} must be above 0, momentum {momentum} in [0, 1), decay {decay} at least 0")
-    biases: list[nn.Parameter] = []
-    weights: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
+    parameters: dict[str, list[nn.Parameter]] = {"biases": [], "weights": [], "norms": []}
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
-                (biases if key in ("bias", "float_bias") else norms if isinstance(module, NORMS) else weights).append(parameter)
-    if not (biases or weights or norms):
+                kind = "biases" if key in ("bias", "float_bias") else "norms" if isinstance(module, NORMS) else "weights"
+                parameters[kind].append(parameter)
+    groups = [
+        {"params": members, "weight_decay": decay if kind == "weights" else 0.0, "name": kind}
+        for kind, members in parameters.items()
+        if members
+    ]
+    if not groups:
         raise UserError("every parameter is frozen; there is nothing to train")
     optimizer_class, options, has_fused = OPTIMIZERS[name]
-    groups = [
-        {"params": biases, "weight_decay": 0.0, "name": "biases"},
-        {"params": weights, "weight_decay": decay, "name": "weights"},
-        {"params": norms, "weight_decay": 0.0, "name": "norms"},
-    ]
-    groups = [group for group in groups if group["params"]]
     extra: dict[str, Any] = {"fused": True} if has_fused and next(model.parameters()).device.type in ("cpu", "cuda") else {}
     return optimizer_class(groups, lr=lr0, **options(momentum), **extra)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
 class LearningRate:
-    """lr0, after a linear warm-up, falling to lr0 * lrf linearly or along a cosine (arXiv:1608.03983).
+    """A linear warm-up to lr0, then a fall to lr0 * lrf, linear or along a cosine (arXiv:1608.03983).
 
-    It is a function of progress alone, so it needs no state to be resumed.
+    It depends on progress alone, so a resumed run needs no state of it.
     """
 
     lr0: float
@@ -76,8 +74,8 @@ class LearningRate:
             raise UserError(f"warmup-epochs is {self.warmup_epochs}; it must be at least 0")
 
     def at(self, progress: float) -> float:
-        """Return the learning rate after ``progress`` epochs (a fraction within an epoch)."""
-        # A run that is shorter than twice the warm-up warms up over half of it.
+        """Return the learning rate after ``progress`` epochs, a fraction within an epoch."""
+        # A run shorter than twice the warm-up warms up for half of it.
         warmup = min(self.warmup_epochs, self.epochs / 2)
         done = min(progress / self.epochs, 1.0)
         fall = (1 + math.cos(math.pi * done)) / 2 if self.cosine else 1 - done
@@ -85,7 +83,7 @@ class LearningRate:
         return self.lr0 * factor * (min(progress / warmup, 1.0) if warmup else 1.0)
 
     def apply_(self, optimizer: Optimizer, progress: float) -> float:
-        """Set every group's learning rate, scaled by the group's ``lr_scale`` where it has one."""
+        """Set every group's learning rate, scaled by its ``lr_scale`` if it has one."""
         lr = self.at(progress)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Mixed precision: which type a device computes in, and the loss scaling that fp16 needs."""
+"""Mixed precision: the type in which a device computes, and the loss scaling that fp16 needs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from utils.modes import eval_mode
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 natively; where it has to be emulated it is slower than float32."""
+    """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
     flags = {"avx512_bf16", "amx_bf16", "bf16"}
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if any(capabilities.get(flag) for flag in flags):
         return True
-    try:  # older torch does not tell
+    try:  # older versions of torch do not report it
         return bool(flags & set(Path("/proc/cpuinfo").read_text(encoding="ascii").split()))
     except (OSError, UnicodeDecodeError):
         return False
@@ -27,14 +27,14 @@ def cpu_has_bf16() -> bool:
 
 @dataclass(frozen=True)
 class Precision:
-    """The type that convolutions and matrix products compute in; everything else stays float32."""
+    """The type in which convolutions and matrix products compute; everything else stays float32."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
 
     @classmethod
     def choose(cls, device: torch.device, amp: bool) -> Precision:
-        """Choose bfloat16 where the device has it natively, else float16 on CUDA, else float32."""
+        """Choose bfloat16 if the device has it natively, else float16 on CUDA, else float32."""
         if not amp:
             return cls(device)
         if device.type == "cuda":
@@ -42,11 +42,11 @@ class Precision:
         return cls(device, torch.bfloat16 if device.type == "cpu" and cpu_has_bf16() else torch.float32)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context to run a forward pass in."""
+        """Return the context for a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return the loss scaler, which does nothing unless the type is float16."""
+        """Return the loss scaler, which has no effect unless the type is float16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def __str__(self) -> str:
@@ -54,15 +54,15 @@ class Precision:
 
 
 def zero_idle_gradients_(model: nn.Module, inputs: Tensor) -> list[str]:
-    """Make the gradients of kernel positions that only ever meet padding zero, which they are.
+    """Zero the gradients of kernel positions that only ever meet padding, as they should be.
 
-    oneDNN leaves them uninitialised when it computes a bfloat16 convolution's weight gradient on very small maps (seen
-    with torch 2.14: kernel 3, stride 2, padding 1 on a map of 1 px; kernel 5 on 1 px): the loss becomes NaN after a few
-    steps, or worse, does not. All other positions are right.
+    oneDNN leaves them uninitialised in a bfloat16 convolution's weight gradient on very small maps (seen with torch 2.14:
+    kernel 3, stride 2, padding 1 on a map of 1 px; kernel 5 on 1 px): the loss becomes NaN after a few steps, or worse,
+    does not. All other positions are right.
 
     Args:
-        model: a network whose 2-D convolutions get a hook on their weights where they need one.
-        inputs: one batch of the size that the network will train on.
+        model: a network; its 2-D convolutions get a hook on their weights if they need one.
+        inputs: one batch of the size for training.
 
     Returns:
         The names of those convolutions.
@@ -90,7 +90,7 @@ def zero_idle_gradients_(model: nn.Module, inputs: Tensor) -> list[str]:
             and getattr(module, "float_weight", module.weight).requires_grad
         ):
             idle = ~used[module].to(module.weight.device)
-            # What a quantized layer computes with is made of its weight at every pass; the layer hands the hook on.
+            # A quantized layer derives the weight that it computes with anew at every pass, and passes the hook on to it.
             register = getattr(module, "hook_image", module.weight.register_hook)
             register(lambda gradient, idle=idle: gradient.masked_fill(idle, 0.0))
             names.append(name)

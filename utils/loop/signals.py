@@ -1,4 +1,4 @@
-"""Ending a run on request, saved."""
+"""Stopping a run on request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def calling_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call ``stop`` at the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    """Call ``stop`` on the first SIGINT or SIGTERM; a second one ends the process as usual."""
 
     def receive(number: int, _: Any) -> None:
         stop()
@@ -20,7 +20,7 @@ def calling_on_signals(stop: Callable[[], None]) -> Iterator[None]:
     try:
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             previous[number] = signal.signal(number, receive)
-    except ValueError:  # not the main thread (a notebook's, say): signals stay as they are
+    except ValueError:  # not in the main thread (as in some notebooks): signals stay as they are
         previous.clear()
     try:
         yield
