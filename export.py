@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from compression.exporting.arguments import ExportArguments
-from compression.exporting.exporting import Exported, load_traced, run_export
-from compression.exporting.measuring import Row
+from compression.exporting.measuring import FileResult
+from compression.exporting.run import ExportResults, prepare_export, run_export
 from utils.arguments import parse, to_record
 from utils.errors import run_script
 from utils.files.runs import RunDirectory, write_json
@@ -23,7 +23,7 @@ def main() -> None:
     arguments, given = parse(ExportArguments, __doc__)
     if "weights" not in given:
         arguments = replace(arguments, weights=str(Path(__file__).resolve().parent / arguments.weights))
-    classifier = load_traced(arguments)
+    classifier = prepare_export(arguments)
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     try:
         (directory.path / "results.json").unlink(missing_ok=True)  # of an earlier run, whose files are about to be replaced
@@ -38,7 +38,7 @@ def main() -> None:
     print(f"next: python predict.py --weights {next(iter(exported.ship.values()))} --source IMAGES")
 
 
-def report(exported: Exported) -> str:
+def report(exported: ExportResults) -> str:
     """Return the console report: a line per file, how much of each runs in int8, and which file to use."""
     eager = exported.eager
     lines = [f"note   {note}" for note in exported.notes]
@@ -46,14 +46,14 @@ def report(exported: Exported) -> str:
     lines.append(f"{'eager':<12}{eager['precision']:<10}{'':>12}{_percent(eager['top1']):>9}{eager['latency_ms']:>13.3f}")
     lines += [
         f"{row.format:<12}{row.precision:<10}{row.bytes:>12,}{_percent(row.top1):>9}{row.latency_ms:>13.3f}{row.max_difference:>16.1e}"
-        for row in exported.rows
+        for row in exported.files
     ]
-    lines += [audit_line(row) for row in exported.rows if row.precision == "int8"]
+    lines += [audit_line(row) for row in exported.files if row.precision == "int8"]
     lines += [f"{name}: use {path}" for name, path in exported.ship.items()]
     return "\n".join(lines)
 
 
-def audit_line(row: Row) -> str:
+def audit_line(row: FileResult) -> str:
     """Return how much of a file runs in int8, and which layers stay in float."""
     done, rest = len(row.int8_layers), row.fp32_layers
     more = f", ... ({len(rest)} in all)" if len(rest) > LISTED_LAYERS else ""

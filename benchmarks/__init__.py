@@ -1,1 +1,1 @@
-"""Each script measures one thing, ours beside a plain baseline in the same run; prints a table, writes JSON."""
+"""Each script measures one thing, beside a plain baseline in the same run, prints a table and writes JSON."""

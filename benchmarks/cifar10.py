@@ -1,11 +1,11 @@
-"""Accuracy after pruning and fine-tuning, on CIFAR-10 as an image folder, against controls at the same widths.
+"""Accuracy after pruning and fine-tuning on CIFAR-10, as an image folder, beside controls at the same widths.
 
 python -m benchmarks.cifar10 --data FOLDER --resnet56 CHECKPOINT --yolov5n CHECKPOINT --out FILE
 
 Each network is fine-tuned (ResNet-56: the public checkpoint, on these images), cut by each criterion, and fine-tuned
-again: 6 epochs, warm-up over a quarter of them, then a cosine (one cycle). A tenth of train is held out for validation.
-Reported is the network of the last epoch; nothing is selected on test, which is measured once per network. A run whose
-results are in the folder of --project already is not repeated.
+again: 6 epochs, warm-up over a quarter of them, then one cosine. A tenth of train is held out for validation. Reported is
+the network of the last epoch; nothing is selected on test, which is measured once per network. A run is not repeated if its
+results are already in the folder of --project.
 """
 
 from __future__ import annotations
@@ -17,30 +17,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESNET_RATE = "[0.]+[0.15]*2+[0.4]*27"
 CYCLE = ["--cos-lr", "--lrf", "0.001", "--cache", "ram"]
-RECIPES: dict[str, list[str]] = {
+RECIPES = {
     "resnet56": [
-        "--optimizer",
-        "SGD",
-        "--lr0",
-        "0.02",
-        "--decay",
-        "5e-4",
-        "--batch-size",
-        "128",
-        "--label-smoothing",
-        "0",
-        "--augment",
-        "light",
+        "--optimizer", "SGD", "--lr0", "0.02", "--decay", "5e-4", "--batch-size", "128", "--label-smoothing", "0", "--augment", "light",
     ],
     "yolov5n-cls": ["--optimizer", "Adam", "--lr0", "1e-3", "--batch-size", "64", "--augment", "default"],
-}
+}  # fmt: skip
 CUTS: dict[str, dict[str, list[str]]] = {
     "resnet56": {
         "rank": ["--compress_rate", RESNET_RATE, "--criterion", "rank"],
@@ -61,7 +48,7 @@ def run(script: str, *arguments: object) -> str:
 
 
 def fine_tuned(name: str, weights: Path, network: str, options: argparse.Namespace) -> Path:
-    """Fine-tune weights unless that was done before; return the last epoch's checkpoint."""
+    """Fine-tune weights, unless that was done before, and return the last epoch's checkpoint."""
     folder = Path(options.project) / name
     if not (folder / "results.json").exists():
         extra = ["--model", "resnet56", "--imgsz", "32"] if weights.suffix == ".th" else []
@@ -73,7 +60,7 @@ def fine_tuned(name: str, weights: Path, network: str, options: argparse.Namespa
     return folder / "weights" / "last.pt"
 
 
-def test_top1(checkpoint: Path, options: argparse.Namespace) -> float:
+def top1_on_test(checkpoint: Path, options: argparse.Namespace) -> float:
     """Measure a checkpoint on the test split."""
     folder = checkpoint.parent.parent / "test"
     if not (folder / checkpoint.stem / "results.json").exists():
@@ -81,9 +68,9 @@ def test_top1(checkpoint: Path, options: argparse.Namespace) -> float:
     return float(json.loads((folder / checkpoint.stem / "results.json").read_text())["top1"])
 
 
-def cases(network: str, dense: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Cut a dense network by each criterion, fine-tune, and return a row for each."""
-    base = test_top1(dense, options)
+def compare_criteria(network: str, dense: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Cut a dense network by each criterion and fine-tune it; return a row for each criterion."""
+    base = top1_on_test(dense, options)
     rows: list[dict[str, Any]] = []
     for criterion, arguments in CUTS[network].items():
         if options.only and criterion not in options.only:
@@ -94,8 +81,8 @@ def cases(network: str, dense: Path, options: argparse.Namespace) -> list[dict[s
             common = ["--weights", dense, "--data", options.data, "--seed", options.seed, "--exist-ok"]
             run("prune.py", *common, *arguments, "--project", options.project, "--name", folder.name)
         cut = json.loads((folder / "results.json").read_text())
-        before = test_top1(folder / "weights" / "pruned.pt", options)
-        tuned = test_top1(fine_tuned(name, folder / "weights" / "pruned.pt", network, options), options)
+        before = top1_on_test(folder / "weights" / "pruned.pt", options)
+        tuned = top1_on_test(fine_tuned(name, folder / "weights" / "pruned.pt", network, options), options)
         rows.append(
             {
                 "network": network,
@@ -116,7 +103,7 @@ def cases(network: str, dense: Path, options: argparse.Namespace) -> list[dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and test/")
     parser.add_argument("--resnet56", default="", help="public state dict to fine-tune, or our checkpoint of the dense network")
     parser.add_argument("--yolov5n", default="", help="our checkpoint of the dense network")
@@ -124,16 +111,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--project", default="runs/cifar10")
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
+    options = parse_options(parser)
     rows: list[dict[str, Any]] = []
     if options.yolov5n:
-        rows += cases("yolov5n-cls", Path(options.yolov5n), options)
+        rows += compare_criteria("yolov5n-cls", Path(options.yolov5n), options)
     if options.resnet56:
         weights = Path(options.resnet56)
         dense = weights if weights.suffix == ".pt" else fine_tuned("resnet56-dense", weights, "resnet56", options)
-        rows += cases("resnet56", dense, options)
+        rows += compare_criteria("resnet56", dense, options)
     report("cifar10", rows, options.out)
 
 

@@ -1,27 +1,27 @@
-"""Which networks can be cut: every classification network of torchvision, to about 60 % of its multiply-adds.
+"""Which of torchvision's classification networks can be cut: each is cut to about 60 % of its multiply-adds.
 
 python -m benchmarks.coverage --out FILE
 
-A network passes if its narrow form equals the masked one in eval mode, is the same after it was saved and loaded again,
-and takes a training step. Weights are random, with norms and scales drawn so that no zero or one hides a mistake. What
-can't be cut within a network is listed with its reason. Each network runs in a process of its own.
+A network passes if its narrow form equals the masked one in eval mode, is the same after saving and loading, and takes a
+training step. Weights are random, and so are norms and scales, lest a zero or a one hide a mistake. Groups that can't be cut
+are listed with the reason. Each network runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.allocation import Budget, allocate
 from compression.pruning.costs import macs_cost
 from compression.pruning.narrowing import spec_of
@@ -37,7 +37,7 @@ from utils.measures.profile import count_macs
 from utils.spec import ModelSpec
 
 SHARE = 0.6
-IMGSZ = 96  # rules and proofs do not depend on it; these take no other size than their own
+IMGSZ = 96  # rules and proofs do not depend on it; the following networks take no other size than their own
 OWN_SIZE = ("vit_", "maxvit_")
 
 
@@ -77,7 +77,7 @@ def examine(name: str) -> dict[str, Any]:
     narrow = deepcopy(model)
     difference = shrink_(narrow, graph, plan.kept, inputs)
     after = spec_of(spec, group_counts(model), narrow)
-    row = {
+    return {
         "model": name,
         "passes": reloads(narrow, after, inputs) and trains(narrow, inputs),
         "macs": count_macs(narrow, after) / total,
@@ -86,11 +86,10 @@ def examine(name: str) -> dict[str, Any]:
         "trace_s": round(seconds, 2),
         "stays": reasons(graph.groups),
     }
-    return row
 
 
 def reloads(narrow: nn.Module, spec: ModelSpec, inputs: torch.Tensor) -> bool:
-    """Save and load; whether the logits are the same."""
+    """Whether a network gives the same logits after it was saved and loaded."""
     buffer = io.BytesIO()
     torch.save({"spec": spec.to_dict(), "state": narrow.state_dict()}, buffer)
     buffer.seek(0)
@@ -103,7 +102,7 @@ def reloads(narrow: nn.Module, spec: ModelSpec, inputs: torch.Tensor) -> bool:
 
 
 def trains(narrow: nn.Module, inputs: torch.Tensor) -> bool:
-    """Take a training step; whether the loss and every gradient are finite."""
+    """Whether the loss and every gradient of a training step are finite."""
     narrow.train()
     optimizer = torch.optim.SGD(narrow.parameters(), lr=1e-4)
     loss = nn.functional.cross_entropy(narrow(inputs), torch.tensor([0, 1]))
@@ -113,24 +112,18 @@ def trains(narrow: nn.Module, inputs: torch.Tensor) -> bool:
 
 
 def reasons(groups: Any) -> str:
-    """Return why groups stay, each reason once, without the names of modules; the network's output is left out."""
-    found: dict[str, int] = {}
-    for group in groups:
-        if group.reason and group.reason != "the network's output":
-            words = [w if "." not in w else "..." for w in group.reason.split()]
-            found[" ".join(words)] = found.get(" ".join(words), 0) + 1
+    """Return why groups are not cut, each reason once, without the names of modules and without the network's output."""
+    given = [group.reason for group in groups if group.reason and group.reason != "the network's output"]
+    found = Counter(" ".join("..." if "." in word else word for word in reason.split()) for reason in given)
     return "; ".join(f"{count}x {reason}" for reason, count in found.items())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--models", nargs="*", default=[], help="only these")
     parser.add_argument("--one", default="", help="examine one network and print its row as JSON")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=int, default=600, help="limit for one network")
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     if options.one:
         print(json.dumps(examine(options.one)))
         return

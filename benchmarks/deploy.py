@@ -1,10 +1,10 @@
-"""What shipping gains: one classifier dense, pruned, and both in int8, eager and in each runtime that is installed.
+"""What deployment gains: a classifier dense, pruned, and both in int8, in torch and in each runtime that is installed.
 
 python -m benchmarks.deploy --model resnet50 --imgsz 224 --out FILE                      random weights, speed alone
 python -m benchmarks.deploy --weights DENSE PRUNED --data FOLDER --append --out FILE     accuracy as well
 
-All forms take turns, so that all meet the same noise; latencies are medians of uint8 images to logits, with quartiles.
-Speed-ups are against the first network in torch. Files have a fixed batch. Size is the file's; in torch, the tensors'.
+All forms take turns, so that noise affects them alike. Latencies, from uint8 images to logits, are medians with quartiles;
+speed-ups are relative to the first network in torch. Files have a fixed batch. Size is the file's; in torch, the tensors'.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.reporting import report
-from compression.exporting.exporting import CPU, EVALUATION_BATCH
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.exporting.formats import FORMATS
-from compression.exporting.graphs import Source
-from compression.exporting.measuring import comparison_images, difference_of, make_row, size_of, times_of
+from compression.exporting.graphs import ExportSource
+from compression.exporting.measuring import difference_of, noise_images, refuse_wrong_outputs, size_of, times_of
+from compression.exporting.run import EVALUATION_BATCH
 from compression.pruning.allocation import Budget, allocate
 from compression.pruning.costs import macs_cost
 from compression.pruning.narrowing import spec_of
@@ -36,6 +36,7 @@ from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import score
 from compression.tracing.channels import trace
 from models.backends import Backend, TorchBackend, open_backend
+from models.backends.exported import CPU
 from models.backends.metadata import Metadata
 from models.loading import LoadedClassifier, load_classifier
 from models.networks import build
@@ -48,13 +49,13 @@ from utils.spec import ModelSpec
 
 SHARE = 0.5  # of the multiply-adds that pruning leaves
 BATCHES = (1, 8)
-KEYS = ("network", "step", "runtime", "precision")  # of a row; measured again, it takes the place of the old one
-RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of formats that int8 can be written in
+KEYS = ("network", "step", "runtime", "precision")  # a new row replaces an old one with the same values of these
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # of the formats that have int8
 
 
 @dataclass
 class Form:
-    """A network as it is run: one backend for each batch size; ``layers`` tells how many run in int8, of how many."""
+    """A network in one runtime and precision: a backend per batch size; ``layers`` is how many run in int8, of how many."""
 
     step: str
     runtime: str
@@ -67,7 +68,7 @@ class Form:
 
 
 def random_networks(options: argparse.Namespace) -> list[tuple[str, LoadedClassifier]]:
-    """Build a network with random weights, and cut a copy to half its multiply-adds, uniformly, by L1."""
+    """Build a network with random weights, and cut a copy to half the multiply-adds, uniformly, by L1."""
     spec = ModelSpec(options.model, 1000 if options.imgsz >= 128 else 10, options.imgsz)
     torch.manual_seed(options.seed)
     dense = build(spec).eval()
@@ -84,27 +85,26 @@ def random_networks(options: argparse.Namespace) -> list[tuple[str, LoadedClassi
 
 
 def trained_networks(options: argparse.Namespace) -> list[tuple[str, LoadedClassifier]]:
-    """Load checkpoints."""
+    """Load checkpoints; one with a pruning plan is the pruned network."""
     found = [load_classifier(path, options.model or None) for path in options.weights]
     for path, loaded in zip(options.weights, found, strict=True):
         if loaded.spec.quantization:
-            raise UserError(f"{path} is quantized already; this measures int8 after training: give the network in float32")
+            raise UserError(f"{path} is quantized already; give the float32 network, which is quantized here after training")
     return [("pruned" if loaded.checkpoint.get("plan") else "dense", loaded) for loaded in found]
 
 
 def noise(spec: ModelSpec, count: int, seed: int) -> Calibration:
-    """Return images of noise: for speed, ranges do not matter."""
-    images = comparison_images((spec.imgsz, spec.imgsz, spec.channels), count, seed)
-    return Calibration(images, torch.zeros(count, dtype=torch.long), spec, 32)
+    """Return images of noise to calibrate on: speed does not depend on the ranges."""
+    return Calibration(noise_images(spec, count, seed), torch.zeros(count, dtype=torch.long), spec, 32)
 
 
 def forms_of(step: str, loaded: LoadedClassifier, calibration: Calibration, formats: Sequence[str], folder: Path) -> list[Form]:
-    """Write a network in each format and precision, and open what was written; a file of wrong outputs is refused."""
+    """Write a network in each format and precision, open the files, and refuse those with wrong outputs."""
     eager = TorchBackend(loaded, CPU)
     macs, size = count_macs(eager.model, eager.spec), sum(t.numel() * t.element_size() for t in eager.model.state_dict().values())
     forms = [Form(step, "torch", "fp32", macs, [eager] * len(BATCHES), size)]
     model = deepcopy(eager.model).to(memory_format=torch.contiguous_format).requires_grad_(False)
-    sources = [Source(model, Metadata(eager.spec, batch_size=batch, named=eager.named), calibration=calibration) for batch in BATCHES]
+    sources = [ExportSource(model, Metadata(eager.spec, batch_size=batch, named=eager.named), calibration=calibration) for batch in BATCHES]
     images = calibration.images[: max(BATCHES)]
     for name in formats:
         for precision in ("fp32", "int8"):
@@ -114,7 +114,8 @@ def forms_of(step: str, loaded: LoadedClassifier, calibration: Calibration, form
             backends = [open_backend(str(path), CPU) for path in paths]
             difference = max(difference_of(eager.logits(images), backend.logits(images), False) for backend in backends)
             audit = FORMATS[name].audit(sources[0], paths[0])
-            make_row(name, precision, paths[0], None, 0.0, difference, audit)  # refuses a wrong file
+            if precision == "fp32":
+                refuse_wrong_outputs(paths[0], difference)
             label, layers = step + " + int8" * (precision == "int8"), f"{len(audit.int8)}/{len(audit.int8) + len(audit.others)}"
             forms.append(Form(label, RUNTIMES[name], precision, macs, backends, size_of(paths[0]), layers))
             print(f"{label}, {name} {precision}: outputs differ by {difference:.2g}, layers in int8: {layers}", flush=True)
@@ -122,7 +123,7 @@ def forms_of(step: str, loaded: LoadedClassifier, calibration: Calibration, form
 
 
 def rows_of(network: str, forms: Sequence[Form], data: ImageData | None, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure the accuracy of each form and put together what was found."""
+    """Measure the accuracy of each form; return a row for each, with its latencies."""
     rows = []
     for form in forms:
         row: dict[str, Any] = {"network": network, "step": form.step, "runtime": f"{form.runtime} {version(form.runtime)}"}
@@ -138,7 +139,7 @@ def rows_of(network: str, forms: Sequence[Form], data: ImageData | None, options
 
 
 def installed() -> list[str]:
-    """Return the formats whose libraries are there, those of int8 among them."""
+    """Return the formats whose libraries are installed, including those for int8."""
     found = []
     for name in RUNTIMES:
         try:
@@ -150,24 +151,21 @@ def installed() -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="architecture, with random weights where no --weights are given")
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--model", default="", help="architecture, with random weights if no --weights are given")
     parser.add_argument("--imgsz", type=int, default=224, help="with random weights")
-    parser.add_argument("--round-to", type=int, default=16, help="with random weights: channels are kept in multiples of this")
+    parser.add_argument("--round-to", type=int, default=16, help="with random weights: keep channels in multiples of this")
     parser.add_argument("--weights", nargs="*", default=[], help="checkpoints of one classifier, the dense one first")
-    parser.add_argument("--data", default="", help="for the accuracy, and for images to calibrate on")
+    parser.add_argument("--data", default="", help="for the accuracy and for calibration")
     parser.add_argument("--split", default="test", choices=("val", "test"))
-    parser.add_argument("--images", type=int, default=256, help="to calibrate on")
+    parser.add_argument("--images", type=int, default=256, help="for calibration")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--passes", type=int, default=5, help="of a round")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=5, help="per round")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--append", action="store_true", help="keep the other rows of --out")
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
+    options = parse_options(parser)
     if not options.weights and (options.data or not options.model):
         parser.error("give --weights (with --data), or --model for random ones, which have no accuracy")
-    torch.set_num_threads(options.threads)
     networks = trained_networks(options) if options.weights else random_networks(options)
     first = TorchBackend(networks[0][1], CPU)
     data = load_for(first, options.data, "val", None, None) if options.data else None

@@ -1,19 +1,18 @@
-"""Is it really faster: latency of dense and pruned networks at half the multiply-adds, eager torch, beside the MACs ratio.
+"""Latency of dense networks and of pruned ones with half the multiply-adds, in torch, beside the ratio of multiply-adds.
 
 python -m benchmarks.latency --out FILE
 
-Networks take turns pass by pass, so that all meet the same noise; medians. Weights are random: time does not depend on them.
+Networks take turns pass by pass, so that noise affects them alike; medians. Weights are random: time does not depend on them.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from copy import deepcopy
 
 import torch
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.allocation import Budget, allocate
 from compression.pruning.costs import macs_cost
 from compression.pruning.plan import entries_of, make_plan
@@ -30,13 +29,10 @@ ROUNDINGS = (1, 8, 16)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--models", nargs="*", default=list(NETWORKS))
     parser.add_argument("--passes", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     rows = []
     for name in options.models:
         spec = ModelSpec(name, 1000 if NETWORKS[name] == 224 else 10, NETWORKS[name])

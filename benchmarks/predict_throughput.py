@@ -2,14 +2,13 @@
 
 python -m benchmarks.predict_throughput [--source FOLDER]
 
-One at a time: for each image read, decode, cut, resize, normalise, run the network, take the top 5; float32, NCHW; once
-decoding at full size, as a plain script does, and once at the reduced size that predict.py reads, which must give the very
-same top 5. Ours: predict.py's pipeline. Without --source, photo-sized JPEGs are made of smooth random shapes and texture.
+One at a time: read, decode, crop, resize and normalise an image, run the network, take the top 5; float32, NCHW. Images are
+decoded once at full size, as a plain script does, and once at the reduced size that predict.py reads, which must give the
+same top 5. Without --source, photo-sized JPEGs are made of smooth random shapes and texture.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from models.backends import open_backend, warm_up
 from models.loading import load_classifier
 from models.networks import build
@@ -53,7 +52,7 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> None:
 
 
 def one_at_a_time(network: nn.Module, spec: ModelSpec, paths: list[Path], min_side: int) -> list[Answer]:
-    """Classify each image on its own, all in this thread."""
+    """Classify each image by itself, in this thread."""
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     answers = []
     with torch.no_grad():
@@ -84,19 +83,16 @@ def first_answer_ratio(weights: Path, image: Path, repeats: int) -> tuple[float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="", help="folder of photos; made where not given")
-    parser.add_argument("--weights", default="", help="classifier; a YOLOv5n-cls of random weights where not given")
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--source", default="", help="folder of photos; made if not given")
+    parser.add_argument("--weights", default="", help="classifier; by default a YOLOv5n-cls with random weights")
     parser.add_argument("--imgsz", type=int, default=224)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--width", type=int, default=1600)
     parser.add_argument("--height", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Path(options.source or folder / "photos")

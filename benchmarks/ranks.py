@@ -1,21 +1,19 @@
-"""Ranks of all feature maps, against the plain method on the same images.
+"""Ranks of all feature maps, beside the plain method on the same images.
 
 python -m benchmarks.ranks --data FOLDER --weights RESNET56.pt [--yolo-weights YOLO.pt] [--out FILE]
 
-The plain method, as HRank's scripts do it: for every layer one run of the network over all images with a forward hook
-on that layer, and for every map one call of torch.linalg.matrix_rank and ``.item()``. It is timed on a part of the
-images (``--plain-images``), all layers, and scaled in proportion; the two methods take turns. Ours: one pass over all
-images, which also yields the effective rank and nuclear norm; without and with the early stop, which needs to know how
-many channels will be kept (ResNet-56 as published for HRank+, YOLOv5 0.3 of each group, about half of the
-multiply-adds). "identical" is the share of single maps with the same rank, "same kept" the share of kept channels that
-are also kept by the ranks of all images.
+The plain method, as in HRank's scripts: for every layer one run of the network over all images with a forward hook on the
+layer, and for every map one call of torch.linalg.matrix_rank and ``.item()``. It is timed on some of the images
+(``--plain-images``) and scaled in proportion; the methods take turns. Ours: one pass over all images, which also yields the
+effective rank and nuclear norm; without and with the early stop, for which it must be known how many channels will be kept
+(ResNet-56 as published for HRank+, YOLOv5 without 0.3 of each group, about half of the multiply-adds). "identical" is the
+share of single maps with the same rank, "same kept" the share of kept channels that the ranks of all images keep, too.
 
 Without --yolo-weights: YOLOv5s-cls at 64 px with random weights and batch norms that have seen the images.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.plan import entries_of, widths_of_rates
 from compression.pruning.rates import parse_rates
 from compression.scoring.calibration import Calibration, sample
@@ -46,7 +44,7 @@ Place = tuple[str, int]  # a module and which of its calls in a forward pass
 
 
 def find_places(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> dict[str, Place]:
-    """Find the module, and which of its calls, whose output is each convolution's tap: where the plain method hooks."""
+    """Find the module, and which of its calls, that returns each convolution's maps: there the plain method hooks."""
     shown: dict[str, Tensor] = {}
     show_maps(model, inputs, [tap for tap in find_taps(graph) if tap.spatial], lambda tap, maps: shown.update({tap.name: maps.clone()}))
     calls: dict[str, int] = {}
@@ -69,7 +67,7 @@ def find_places(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> dict[s
 
 @contextmanager
 def hooked(model: nn.Module, place: Place, show: Callable[[Tensor], None]) -> Iterator[None]:
-    """Hook one call of one module."""
+    """Show the output of one call of one module."""
     calls = 0
 
     def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
@@ -89,7 +87,7 @@ def hooked(model: nn.Module, place: Place, show: Callable[[Tensor], None]) -> It
 
 
 def plain_ranks(model: nn.Module, places: dict[str, Place], calibration: Calibration) -> dict[str, Tensor]:
-    """Return each map's rank [images, C], one run a layer, one call a map."""
+    """Return each map's rank [images, C], with one run per layer and one call per map."""
     found: dict[str, Tensor] = {}
     for tap, place in places.items():
         rows: list[list[float]] = []
@@ -114,7 +112,7 @@ def identical_share(model: nn.Module, graph: ChannelGraph, calibration: Calibrat
 
 
 def same_kept(whole: NetworkScores, early: NetworkScores, widths: dict[str, int]) -> float:
-    """Return the share of the kept units, of all groups that are cut, that both keep."""
+    """Return the share of the kept units of all cut groups that both keep."""
     common = total = 0
     for name, width in widths.items():
         if width < len(whole.groups[name].order):
@@ -179,17 +177,14 @@ def random_yolo(images: Calibration) -> nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, threads=1)
     parser.add_argument("--data", required=True, help="folder with train/")
     parser.add_argument("--weights", required=True, help="a ResNet-56 for 32 px")
     parser.add_argument("--yolo-weights", default="", help="a YOLOv5 classifier; without it, YOLOv5s-cls at 64 px with random weights")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--plain-images", type=int, default=32, help="of these, how many the plain method is timed on")
+    parser.add_argument("--plain-images", type=int, default=32, help="how many of these the plain method is timed on")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     data, rows = load_data(options.data), []
     for weights in (options.weights, options.yolo_weights):
         if weights:

@@ -1,7 +1,8 @@
-"""What every benchmark prints and writes: a table, and JSON with the machine and the versions."""
+"""What all benchmarks share: flags, and a report as a table and as JSON with the machine and the versions."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def benchmark_parser(description: str | None, threads: int = 2) -> argparse.ArgumentParser:
+    """Return a parser with the flags of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=threads, help="of torch")
+    parser.add_argument("--out", default="", help="JSON file to write")
+    return parser
+
+
+def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the command line and give torch its threads."""
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def machine() -> dict[str, Any]:
@@ -26,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: Sequence[dict[str, Any]], out: str) -> None:
-    """Print rows as a table and write them with the machine to ``out`` (nothing where it is empty)."""
+    """Print rows as a table; write them, with the machine, to ``out`` unless that is empty."""
     columns = list(rows[0])
     cells = [[_cell(row[column]) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]

@@ -2,24 +2,22 @@
 
 python -m benchmarks.schedule_overhead --data FOLDER --out FILE
 
-The same network trains in the same process with and without a schedule, in blocks of steps by turns; reported are the
-medians of the blocks' processor seconds per step and the median of the ratios of neighbouring blocks. Distillation is
-measured less its teacher's forward pass, which is timed in the same blocks.
+The same network trains in the same process with and without a schedule, by turns in blocks of steps. Reported are the
+medians of the blocks' processor seconds per step, and the median ratio of neighbouring blocks. The teacher's forward pass is
+timed in the same blocks and not counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.schedule.distillation_policy import DistillationPolicy
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
@@ -29,26 +27,17 @@ from utils.loop.hooks import Hook
 WEIGHTS = ["layer*.conv*.weight"]
 WINDOW = {"starting_epoch": 0, "ending_epoch": 10, "frequency": 1}
 AGP = {"class": "AutomatedGradualPruner", "initial_sparsity": 0.5, "final_sparsity": 0.8, "weights": WEIGHTS}
-SPLICING = {
-    "class": "SplicingPruner",
-    "sensitivities": {"layer*.conv*.weight": 0.05},
-    "low_thresh_mult": 0.9,
-    "hi_thresh_mult": 1.1,
-}
+SPLICING = {"class": "SplicingPruner", "sensitivities": {"layer*.conv*.weight": 0.05}, "low_thresh_mult": 0.9, "hi_thresh_mult": 1.1}
 DOUBLE = {"use_double_copies": True, "mask_on_forward_only": True, "mini_batch_pruning_frequency": 1}
-FILTERS = {
-    "class": "L1RankedStructureParameterPruner",
-    "desired_sparsity": 0.3,
-    "group_type": "Filters",
-    "weights": ["layer*.conv1.weight"],
-}
+CONV1 = ["layer*.conv1.weight"]
+FILTERS = {"class": "L1RankedStructureParameterPruner", "desired_sparsity": 0.3, "group_type": "Filters", "weights": CONV1}
 LASSO = {"class": "GroupLassoRegularizer", "reg_regims": {"layer*.conv1.weight": [1e-4, "3D"]}}
 L1 = {"class": "L1Regularizer", "reg_regims": {"layer*.bn*.weight": 1e-4}}
 RATES = {"class": "StepLR", "step_size": 5, "gamma": 0.1}
 
 
 def policy(kind: str, name: str, **arguments: Any) -> dict[str, Any]:
-    """Return a policy over the whole window."""
+    """Return a policy for the whole window."""
     return {kind: {"instance_name": name, **({"args": arguments} if arguments else {})}, **WINDOW}
 
 
@@ -58,12 +47,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
         "pruners": {"agp": AGP, "filters": FILTERS},
         "regularizers": {"l1": L1},
         "lr_schedulers": {"step": RATES},
-        "policies": [
-            policy("pruner", "agp"),
-            policy("pruner", "filters"),
-            policy("regularizer", "l1"),
-            policy("lr_scheduler", "step"),
-        ],
+        "policies": [policy("pruner", "agp"), policy("pruner", "filters"), policy("regularizer", "l1"), policy("lr_scheduler", "step")],
     },
     "group lasso": {"regularizers": {"lasso": LASSO}, "policies": [policy("regularizer", "lasso")]},
     "splicing, asked every step": {"pruners": {"splice": SPLICING}, "policies": [policy("pruner", "splice", **DOUBLE)]},
@@ -71,8 +55,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-class Bench:
-    """One training set-up whose steps are timed."""
+class TimedTraining:
+    """A training run whose steps are timed, without its teacher's forward pass."""
 
     def __init__(self, arguments: TrainArguments) -> None:
         self.compressor = ClassifierCompressor(arguments)
@@ -97,7 +81,7 @@ class Bench:
         return call
 
     def block(self, steps: int) -> float:
-        """Return the processor seconds of a step, less the teacher's forward pass."""
+        """Return the mean processor seconds of some steps."""
         self.teacher_seconds = 0.0
         spent = 0.0
         for _ in range(steps):
@@ -110,17 +94,14 @@ class Bench:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/")
     parser.add_argument("--model", default="resnet56")
     parser.add_argument("--teacher", default="", help="checkpoint of the teacher; without one distillation is left out")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4, help="per block")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     base = {"model": options.model, "data": options.data, "imgsz": 32, "batch_size": options.batch_size, "workers": 0, "optimizer": "SGD"}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +113,7 @@ def main() -> None:
                 path = Path(folder) / "schedule.yaml"
                 path.write_text(yaml.safe_dump({"version": 1, **content}))
                 extra = {"compress": str(path)}
-            plain, scheduled = Bench(TrainArguments(**base)), Bench(TrainArguments(**base, **extra))
+            plain, scheduled = TimedTraining(TrainArguments(**base)), TimedTraining(TrainArguments(**base, **extra))
             plain.block(options.steps), scheduled.block(options.steps)
             pairs = [(plain.block(options.steps), scheduled.block(options.steps)) for _ in range(options.blocks)]
             ratios = sorted(ours / theirs for theirs, ours in pairs)

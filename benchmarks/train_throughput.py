@@ -1,15 +1,14 @@
-"""Training images per second, against the plain recipe on the same images, network and augmentation.
+"""Training images per second, beside a plain recipe on the same images, network and augmentation.
 
 python -m benchmarks.train_throughput --data FOLDER
 
 The plain recipe: torchvision's ImageFolder and Pillow transforms, torch's DataLoader with 2 workers, float32, NCHW, no
 moving average. Ours: train.py's run with --cache ram. Both: YOLOv5n-cls at 64 px, batch 64, Adam, random resized crop,
-flip, colour jitter with probability 0.5. The epochs of the two take turns, so that both meet the same noise.
+flip, colour jitter with probability 0.5. The epochs of the two take turns, so that noise affects both alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.reporting import report
+from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
 from models.networks import build
@@ -80,14 +79,11 @@ def our_epochs(compressor: ClassifierCompressor, epochs: int) -> Iterator[tuple[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder with train/ and, for the accuracy, enough images to hold some out")
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--data", required=True, help="folder with train/, of which some images are held out")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=8, help="ours; the plain recipe has 2")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", default="", help="JSON file")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parse_options(parser)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainArguments(
             data=options.data, model="yolov5n-cls", imgsz=IMGSZ, batch_size=BATCH, lr0=LR0, label_smoothing=SMOOTHING,

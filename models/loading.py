@@ -169,7 +169,7 @@ def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
         raise refusal from None
 
 
-def _from_module(module: pickled_tensors.Stub, path: Path) -> WeightsFile:
+def _from_module(module: Any, path: Path) -> WeightsFile:
     state = {name: value.float() if value.is_floating_point() else value for name, value in pickled_tensors.module_tensors(module).items()}
     num_classes = count_classes(state, path)
     spec = ModelSpec(identify(state, path), num_classes, channels=count_channels(state))

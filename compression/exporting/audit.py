@@ -1,4 +1,4 @@
-"""Is it really int8: which layers a runtime computes in 8 bits, read from the graph as it will run, not as it was written."""
+"""Which layers a runtime really computes in int8, read from the graph as it will run, not as it was written."""
 
 from __future__ import annotations
 
@@ -14,41 +14,32 @@ from models.backends.exported import optional_module
 from models.backends.onnx_runtime import open_session
 from models.backends.openvino_runtime import compile_model, find_xml, read_model
 
-# onnxruntime's operators that multiply 8-bit numbers; what it could not fuse stays Conv, Gemm or MatMul in float32.
-INT8_OPERATORS = frozenset(
-    {
-        "QLinearConv",
-        "ConvInteger",
-        "QGemm",
-        "QLinearMatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul",
-        "QLinearConvTranspose",
-    }
-)
-INT8_TYPES = frozenset({"i8", "u8"})  # OpenVINO's names
+# onnxruntime's operators that multiply 8-bit numbers; what it can't fuse into one remains a Conv, Gemm or MatMul in float32.
+INT8_OPERATORS = {
+    "QLinearConv", "QLinearConvTranspose", "ConvInteger", "QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+}  # fmt: skip
+INT8_TYPES = ("i8", "u8")  # OpenVINO's names
 
 
 @dataclass(frozen=True)
 class Audit:
-    """A file's convolutions and linear layers, by name: those that run in int8, and the others."""
+    """Names of a file's convolutions and linear layers: those that run in int8, and the others."""
 
     int8: tuple[str, ...]
     others: tuple[str, ...]
 
     @classmethod
     def of(cls, layers: Sequence[str], int8: Iterable[str]) -> Audit:
-        """Sort layers into those that were found in int8, and all others."""
+        """Split layers into those that were found in int8, and the others."""
         found = set(int8)
         return cls(tuple(name for name in layers if name in found), tuple(name for name in layers if name not in found))
 
 
 def audit_onnx(path: Path, layers: Sequence[str]) -> Audit:
-    """Read the graph that onnxruntime makes of a file for this machine.
+    """Read the graph that onnxruntime makes of a file on this machine.
 
-    A layer counts as int8 only where an operator on 8-bit numbers reads its weights. Layers that are not found again
-    count as float32.
+    A layer counts as int8 only if an operator on 8-bit numbers reads its weights; one that is not found counts as float32.
     """
     onnx = optional_module("onnx", "the audit")
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +66,7 @@ def audit_openvino(path: Path, layers: Sequence[str]) -> Audit:
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
         if _text(info, "runtimePrecision") in INT8_TYPES:
-            # A fused operator lists all that went into it; its own parts stand behind a slash.
+            # A fused operator lists the layers that went into it; a layer's own parts follow a slash.
             int8 |= {name.partition("/")[0] for name in _text(info, "originalLayersNames").split(",")}
     return Audit.of(layers, int8)
 
@@ -85,6 +76,6 @@ def _text(info: Any, key: str) -> str:
 
 
 def audit_torch(network: nn.Module) -> Audit:
-    """Name the layers of a network that runs in torch: none is int8."""
+    """Return the layers of a network that runs in torch, none of them in int8."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return Audit((), tuple(name for name, module in network.named_modules() if isinstance(module, kinds)))

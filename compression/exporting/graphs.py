@@ -1,4 +1,4 @@
-"""From a network to the graphs that leave the project: ONNX with layers named after modules, and TorchScript."""
+"""From a network to the graphs that are exported: ONNX with layers named after modules, and TorchScript."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import contextlib
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.exporting.learned import Learned
+from compression.exporting.learned import LearnedRanges
 from compression.scoring.calibration import Calibration
 from models.backends.exported import one_line, optional_module
-from models.backends.metadata import KEY, Metadata
+from models.backends.metadata import Metadata
 from utils.errors import UserError
 from utils.spec import ModelSpec
 
-ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # ONNX's operators that multiply by weights
-WRAPPED = "network."  # before the names of the classifier's own tensors in a graph
+ONNX_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that multiply by weights
+PREFIX = "network."  # of the names of the classifier's tensors in a graph
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's note on a node: the modules around it, then the operation
 CALIBRATION_BATCH = 32
 
 
-class Shipped(nn.Module):
-    """What goes into a file: the classifier in float32 or float16, on request between normalisation and softmax.
+class ExportedModule(nn.Module):
+    """The module that goes into a file: the classifier, with normalisation before it and softmax after it if ``baked``.
 
     Args:
         network: the classifier, in eval mode.
         spec: mean and std.
-        baked: take uint8 [B, S, S, C] and give probabilities [B, classes]; else normalised float32 [B, C, S, S] and logits.
-        half: compute in float16; inputs and outputs stay as they are.
+        baked: from uint8 [B, S, S, C] to probabilities [B, classes]; else from normalised float32 [B, C, S, S] to logits.
+        half: compute in float16, between the same inputs and outputs.
     """
 
     mean: Tensor
@@ -57,42 +58,50 @@ class Shipped(nn.Module):
 
 
 @dataclass
-class Source:
-    """A classifier that is to be exported.
+class ExportSource:
+    """What the files of a classifier are written from.
 
     Attributes:
         model: float32, in eval mode, on the CPU.
-        metadata: of the files, but for the precision.
+        metadata: of the files, except for the precision.
         opset: version of ONNX's operators.
         calibration: training images, for int8.
-        learned: the ranges that quantization-aware training has learned, for int8; the model is then the one without
-            rounding. None where it was not trained so.
+        learned: the ranges of a network that was trained for int8; its model then comes without the rounding.
+        graphs: the ONNX models in float32 and float16, by whether they are half; each is exported once.
     """
 
     model: nn.Module
     metadata: Metadata
     opset: int = 18
     calibration: Calibration | None = None
-    learned: Learned | None = None
+    learned: LearnedRanges | None = None
     graphs: dict[bool, Any] = field(default_factory=dict)
 
-    def shipped(self, half: bool) -> Shipped:
-        """Return what goes into a file."""
-        return Shipped(self.model, self.metadata.spec, self.metadata.preprocessing, half).eval()
+    def metadata_text(self, precision: str) -> str:
+        """Return the text that a file in this precision holds of itself."""
+        return replace(self.metadata, precision=precision).to_json()
+
+    def module(self, half: bool) -> ExportedModule:
+        """Return the module that goes into a file."""
+        return ExportedModule(self.model, self.metadata.spec, self.metadata.preprocessing, half).eval()
+
+    def layers(self) -> list[str]:
+        """Return the names of the layers of the ONNX model."""
+        return layers_of(self.onnx())
 
     def example(self) -> Tensor:
-        """Return zeros that the file will take; two images where it takes any number, so that one is not taken for fixed."""
+        """Return zeros for the file's input; two images if it takes any number, since the exporter would fix a batch of one."""
         shape = [size or 2 for size in self.metadata.input_shape]
         return torch.zeros(shape, dtype=getattr(torch, self.metadata.input_type))
 
     def onnx(self, half: bool = False) -> Any:
-        """Return the network as an ONNX model, with a copy of its own; the export happens once."""
+        """Return a copy of the ONNX model."""
         if half not in self.graphs:
-            self.graphs[half] = to_onnx(self.shipped(half), self.example(), self.metadata.batch_size is None, self.opset)
+            self.graphs[half] = to_onnx(self.module(half), self.example(), self.metadata.batch_size is None, self.opset)
         return deepcopy(self.graphs[half])
 
     def calibration_inputs(self) -> Iterator[NDArray[Any]]:
-        """Yield the calibration images as the file takes them; a last batch that is short is filled from the first images."""
+        """Yield the calibration images in the form of the file's input; a short last batch is filled with the first images."""
         assert self.calibration is not None, "int8 is refused without --data"
         size = self.metadata.batch_size or min(CALIBRATION_BATCH, len(self.calibration))
         images = self.calibration.images
@@ -105,16 +114,16 @@ class Source:
 
 
 def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> Any:
-    """Export a network to an ONNX model, batch norm folded into convolutions where it follows them.
+    """Export a network in eval mode to an ONNX model, with batch norms folded into the convolutions before them.
 
     Args:
-        network: in eval mode.
+        network: what to export.
         example: an input.
-        dynamic: whether the number of images stays open.
+        dynamic: whether the model takes any number of images.
         opset: version of the operators.
 
     Raises:
-        UserError: the exporter does not understand the network, or the export's libraries are not installed.
+        UserError: the exporter does not understand the network, or a library is not installed.
     """
     for name in ("onnx", "onnxscript"):
         optional_module(name, "export to ONNX")
@@ -122,12 +131,12 @@ def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> A
     names = ("images", "probabilities" if getattr(network, "baked", False) else "logits")
     try:
         with quiet():
-            # Exported here and not by torch.onnx, which falls back to a draft that is right for the example's size alone.
+            # Left to itself, torch.onnx falls back to a draft export, which is right for the example's size alone.
             traced = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
                 traced, dynamo=True, opset_version=opset, input_names=names[:1], output_names=names[1:], verbose=False
             )
-    except Exception as error:  # the exporter wraps whatever happens in errors of its own
+    except Exception as error:  # the exporter wraps errors in its own
         reason = one_line(error.__cause__ or error)
         raise UserError(f"this network can't be exported{' with --dynamic' if dynamic else ''} ({reason})") from None
     assert program is not None
@@ -141,7 +150,7 @@ def to_onnx(network: nn.Module, example: Tensor, dynamic: bool, opset: int) -> A
 
 
 def clean_(model: Any) -> None:
-    """Remove what the exporter notes down beside the graph, in place: stack traces, with the paths of this machine."""
+    """Remove the exporter's notes, in place: stack traces, which hold paths of this machine."""
     graph = model.graph
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del item.metadata_props[:]
@@ -151,20 +160,17 @@ def clean_(model: Any) -> None:
 def name_layers_(model: Any) -> None:
     """Name the nodes that multiply by weights, and their weights, after the modules, in place.
 
-    The names survive quantization and the runtimes' own optimisation, so that an audit can tell which layer is which.
+    The names survive quantization and the runtimes' own optimisation, so that an audit finds the layers again.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    uses: dict[str, int] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            uses[name] = uses.get(name, 0) + 1
+    uses = Counter(name for node in model.graph.node for name in node.input)
     renamed, taken = {}, set()
     for i, node in enumerate(model.graph.node):
         weight = next((name for name in node.input if name in weights), None) if node.op_type in ONNX_LAYERS else None
         if weight is None:
             continue
         name = weight.removesuffix(".weight") if weight.endswith(".weight") else _scope(node) or node.name.removeprefix("node_")
-        name = name.removeprefix(WRAPPED)
+        name = name.removeprefix(PREFIX)
         name = f"{name}.{i}" if name in taken else name
         taken.add(name)
         node.name = name
@@ -181,7 +187,7 @@ def name_layers_(model: Any) -> None:
 
 
 def _scope(node: Any) -> str:
-    """Return the module that a node comes from, as the exporter notes it: weights that it has transposed have no name."""
+    """Return the module that a node comes from by the exporter's note: weights that it transposes lose their names."""
     noted = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
     try:
         scopes = ast.literal_eval(noted)
@@ -196,18 +202,8 @@ def layers_of(model: Any) -> list[str]:
     return [node.name for node in model.graph.node if node.op_type in ONNX_LAYERS and any(name in weights for name in node.input)]
 
 
-def describe_(model: Any, metadata: Metadata) -> Any:
-    """Write a file's description into an ONNX model, in place, and return the model."""
-    kept = [entry for entry in model.metadata_props if entry.key != KEY]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, metadata.to_json()
-    return model
-
-
 def to_torchscript(network: nn.Module, example: Tensor) -> Any:
-    """Trace a network and freeze it, batch norm folded.
+    """Trace a network and freeze it, with batch norms folded.
 
     Raises:
         UserError: it can't be traced.
@@ -221,15 +217,11 @@ def to_torchscript(network: nn.Module, example: Tensor) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' progress, remarks and deprecations from the user's screen."""
+    """Suppress what the exporters print, log and warn about."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,4 +1,4 @@
-"""What an exported file is worth: its outputs, accuracy, latency and size, measured on the file in its own runtime."""
+"""Measure an exported file in its own runtime: outputs, latency, size; and choose between a format's files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from compression.exporting.audit import Audit
 from models.backends import Backend
 from utils.errors import UserError
+from utils.spec import ModelSpec
 
 TOLERANCE = 1e-4  # of an fp32 file's outputs, relative to their scale
 ROUNDS, PASSES = 12, 5  # of a latency measurement
-MAX_SECONDS = 20.0  # of one, where passes are slow
-MIN_ROUNDS = 3
-NOISE = 1.05  # a latency that is greater by this is one that shows
+MAX_SECONDS, MIN_ROUNDS = 20.0, 3  # of one whose passes are slow
+NOISE = 1.05  # a smaller ratio of two latencies may be noise
 
 
 @dataclass(frozen=True)
-class Row:
-    """One file of results.json.
+class FileResult:
+    """What results.json holds of one file.
 
     Attributes:
         top1: on the validation images; None without data.
         latency_ms: median for one image, normalisation included.
-        max_difference: from the eager network's outputs, relative to their scale.
-        int8_layers, fp32_layers: names of convolutions and linear layers that run in int8, and of those that do not
-            (in an fp16 file, those in fp16).
+        max_difference: from the outputs of the network in torch, relative to their scale.
+        int8_layers, fp32_layers: names of convolutions and linear layers that run in int8, and of the others (which in an
+            fp16 file run in fp16).
     """
 
     format: str
@@ -45,32 +44,18 @@ class Row:
     int8_layers: tuple[str, ...]
     fp32_layers: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, object]:
-        """Return JSON-able values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-
-def make_row(
-    kind: str,
-    precision: str,
-    path: Path,
-    top1: float | None,
-    latency_ms: float,
-    difference: float,
-    audit: Audit,
-    tolerance: float = TOLERANCE,
-) -> Row:
-    """Put together what was measured.
+def refuse_wrong_outputs(path: Path, difference: float, tolerance: float = TOLERANCE) -> None:
+    """Refuse an fp32 file whose outputs differ by more than a tolerance, both relative to the outputs' scale.
 
     Raises:
-        UserError: a file that should compute what the network computes does not.
+        UserError: it does not compute what the network computes.
     """
-    if precision == "fp32" and not difference <= tolerance:
+    if not difference <= tolerance:
         raise UserError(
             f"{path} does not compute what the network computes: outputs differ by {difference:.1e} of their scale, "
             f"more than {tolerance:g}; it must not be used"
         )
-    return Row(kind, precision, str(path), size_of(path), top1, latency_ms, difference, audit.int8, audit.others)
 
 
 def size_of(path: Path) -> int:
@@ -79,12 +64,9 @@ def size_of(path: Path) -> int:
 
 
 def difference_of(reference: Tensor, outputs: Tensor, softmax: bool) -> float:
-    """Return the largest difference of outputs [B, classes], relative to the largest of the reference's.
+    """Return the largest difference between logits [B, classes], relative to the largest of the reference's.
 
-    Args:
-        reference: logits.
-        outputs: logits; where the file gave probabilities, their logarithms.
-        softmax: whether it did: then probabilities are compared.
+    With ``softmax``, for files that give probabilities, those are compared.
     """
     if softmax:
         reference, outputs = reference.softmax(1), outputs.softmax(1)
@@ -93,28 +75,24 @@ def difference_of(reference: Tensor, outputs: Tensor, softmax: bool) -> float:
 
 
 def measure_latencies(backends: Sequence[Backend], image: Tensor) -> list[float]:
-    """Time classifiers by turns on one image, uint8 [1, S, S, C].
-
-    Returns:
-        The median of each, milliseconds.
-    """
+    """Time classifiers by turns on one image, uint8 [1, S, S, C]; return the median of each, milliseconds."""
     return [round(statistics.median(taken), 4) for taken in times_of(backends, image, ROUNDS, PASSES, MAX_SECONDS)]
 
 
 def times_of(backends: Sequence[Backend], images: Tensor, rounds: int, passes: int, max_seconds: float = math.inf) -> list[list[float]]:
-    """Time classifiers by turns, so that all meet the same noise.
+    """Time classifiers by turns, so that noise from outside affects all of them alike.
 
-    Each turn begins with a pass that does not count: the threads of the runtime before may still be spinning.
+    The first pass of a turn does not count: the previous runtime's threads may still be spinning.
 
     Args:
         backends: the classifiers.
-        images: uint8 [B, S, S, C], of one pass.
-        rounds: of turns.
-        passes: of a turn.
-        max_seconds: no further round begins after so long, once there were some.
+        images: uint8 [B, S, S, C], for every pass.
+        rounds: in each, every classifier has its turn.
+        passes: per turn.
+        max_seconds: no new round begins after so long, but ``MIN_ROUNDS`` are completed.
 
     Returns:
-        Milliseconds of every pass, of each classifier.
+        The milliseconds of every pass, for each classifier.
     """
     times: list[list[float]] = [[] for _ in backends]
     begin = time.perf_counter()
@@ -130,16 +108,11 @@ def times_of(backends: Sequence[Backend], images: Tensor, rounds: int, passes: i
     return times
 
 
-def choose(base: Row, int8: Row | None, max_drop: float) -> tuple[Row, list[str]]:
-    """Choose between a format's two files.
-
-    Args:
-        base: the fp32 or fp16 file.
-        int8: the quantized one, if there is one.
-        max_drop: top-1 that it may lose against the base.
+def choose(base: FileResult, int8: FileResult | None, max_drop: float) -> tuple[FileResult, list[str]]:
+    """Choose between the fp32 or fp16 file and the int8 file, which may lose ``max_drop`` of top-1.
 
     Returns:
-        The one to use, and why it is not int8 where it was asked for.
+        The file to use, and why it is not the int8 file if there is one.
     """
     if int8 is None:
         return base, []
@@ -153,7 +126,7 @@ def choose(base: Row, int8: Row | None, max_drop: float) -> tuple[Row, list[str]
     return (base if reasons else int8), reasons
 
 
-def comparison_images(spec_shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
-    """Return noise to compare outputs on where there are no images: uint8 [count, S, S, C]."""
+def noise_images(spec: ModelSpec, count: int, seed: int) -> Tensor:
+    """Return images of noise, uint8 [count, S, S, C]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, *spec_shape), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (count, spec.imgsz, spec.imgsz, spec.channels), dtype=torch.uint8, generator=generator)

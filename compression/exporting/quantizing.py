@@ -1,45 +1,44 @@
 """Post-training quantization of exported graphs: onnxruntime's QDQ and NNCF for OpenVINO.
 
-8-bit activations with a zero point, per tensor; 8-bit symmetric weights, per output channel (arXiv:1712.05877, section 2;
-arXiv:1806.08342, section 3.1). Ranges come from training images alone; those of a network that was trained for 8 bits are
-its own, and only tensors that it did not round are measured.
+Activations have 8 bits with a zero point, per tensor; weights 8 symmetric bits, per output channel (arXiv:1712.05877,
+section 2; arXiv:1806.08342, section 3.1). Ranges are measured on training images, except those that quantization-aware
+training has learned.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from compression.exporting.graphs import ONNX_LAYERS, Source, layers_of, quiet
-from compression.exporting.learned import Learned
+from compression.exporting.graphs import ONNX_LAYERS, ExportSource, layers_of, quiet
+from compression.exporting.learned import LearnedRanges
 from models.backends.exported import one_line, optional_module
 from utils.errors import UserError
 
 
-def quantize_onnx(source: Source, path: Path) -> None:
-    """Write a classifier as an int8 ONNX file: QuantizeLinear and DequantizeLinear around every layer.
+def quantize_onnx(source: ExportSource, path: Path) -> None:
+    """Write a classifier as an int8 ONNX file, with QuantizeLinear and DequantizeLinear around every layer.
 
-    What comes before the first layer (normalisation) and the softmax stay in float32: they cost nothing, and the error
-    of rounding there is not made up for later.
+    The normalisation before the first layer and the softmax remain in float32: they cost little, and rounding them would
+    add errors that no later layer removes.
 
     Raises:
         UserError: onnxruntime can't quantize the graph.
     """
     tools = optional_module("onnxruntime.quantization", "--int8 with ONNX")
-    marks = optional_module("onnxruntime.quantization.quant_utils", "--int8 with ONNX")
+    utilities = optional_module("onnxruntime.quantization.quant_utils", "--int8 with ONNX")
     model = source.onnx()
-    marks.add_pre_process_metadata(model)  # the exporter has folded and inferred what the quantizer would remark on
+    utilities.add_pre_process_metadata(model)  # the exporter has done the pre-processing whose absence would be warned about
     nodes = list(model.graph.node)
     first = next((i for i, node in enumerate(nodes) if node.op_type in ONNX_LAYERS), 0)
     for i, node in enumerate(nodes):
         node.name = node.name or f"node_{i}"
-    # A product of two activations (attention) stays in float: onnxruntime 1.31 optimises its int8 form into wrong outputs.
+    # Products of two activations (attention) stay in float: onnxruntime 1.31 optimises their int8 form to wrong outputs.
     float_only = {node.name for node in nodes if node.op_type == "Softmax" or node.op_type in ONNX_LAYERS} - set(layers_of(model))
     float_only |= source.learned.in_float if source.learned else set()
     excluded = [node.name for i, node in enumerate(nodes) if i < first or node.name in float_only]
@@ -48,7 +47,7 @@ def quantize_onnx(source: Source, path: Path) -> None:
             tools.quantize_static(
                 model,
                 str(path),
-                _reader(tools, source, model.graph.input[0].name),
+                CalibrationReader(source, model.graph.input[0].name),
                 quant_format=tools.QuantFormat.QDQ,
                 per_channel=source.learned.per_channel if source.learned else True,
                 reduce_range=saturates(),
@@ -58,7 +57,7 @@ def quantize_onnx(source: Source, path: Path) -> None:
                 op_types_to_quantize=list(ONNX_LAYERS) if is_transformer(model) else None,
                 extra_options={
                     "TensorQuantOverrides": _learned_grids(source.learned, nodes) if source.learned else {},
-                    # Logits of 8 bits would tie; the sums of the last layer are there in 32.
+                    # Logits of 8 bits would tie; the last layer's sums have 32.
                     "OpTypesToExcludeOutputQuantization": ["Gemm"],
                 },
             )
@@ -66,10 +65,21 @@ def quantize_onnx(source: Source, path: Path) -> None:
         raise UserError(f"onnxruntime can't quantize this network ({one_line(error)}); leave --int8 out") from None
 
 
-def _learned_grids(learned: Learned, nodes: list[Any]) -> dict[str, Any]:
-    """Return scale and zero point of the tensors whose ranges were learned, as onnxruntime takes them; the others are measured.
+class CalibrationReader:
+    """Hands the calibration images to onnxruntime, as its ``CalibrationDataReader``, under the name of the input."""
 
-    Where 8 bits saturate, weights get 7, on a grid of their own.
+    def __init__(self, source: ExportSource, name: str) -> None:
+        self.batches, self.name = source.calibration_inputs(), name
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {self.name: batch}
+
+
+def _learned_grids(learned: LearnedRanges, nodes: list[Any]) -> dict[str, Any]:
+    """Return scale and zero point of the tensors with learned ranges, as onnxruntime's ``TensorQuantOverrides``.
+
+    If 8-bit products saturate, weights are left out: they get 7 bits, on grids that onnxruntime measures.
     """
     grids: dict[str, Any] = {}
     for node in nodes:
@@ -86,28 +96,14 @@ def _learned_grids(learned: Learned, nodes: list[Any]) -> dict[str, Any]:
 
 
 def is_transformer(model: Any) -> bool:
-    """Whether an ONNX model has layer norms: between its layers stand outliers that 8 bits for all do not hold."""
+    """Whether an ONNX model has layer norms; outliers between its layers are then too large for one 8-bit grid."""
     return any(node.op_type == "LayerNormalization" for node in model.graph.node)
 
 
-def _reader(tools: Any, source: Source, name: str) -> Any:
-    class Reader(tools.CalibrationDataReader):
-        """Hands the calibration images to onnxruntime."""
-
-        def __init__(self) -> None:
-            self.batches: Iterator[Any] = source.calibration_inputs()
-
-        def get_next(self) -> Any:
-            inputs = next(self.batches, None)
-            return None if inputs is None else {name: inputs}
-
-    return Reader()
-
-
 def saturates() -> bool:
-    """Whether this processor adds pairs of 8-bit products in 16 bits, which overflow: x86 without VNNI.
+    """Whether this processor adds pairs of 8-bit products in 16 bits, which can overflow: x86 without VNNI.
 
-    Weights of 7 bits avoid it. A file is best quantized where it will run.
+    Weights of 7 bits avoid that. A file is best quantized on the kind of processor that will run it.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
@@ -115,24 +111,18 @@ def saturates() -> bool:
     return not any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni")) if capabilities else False
 
 
-def quantize_openvino(source: Source, model: Any) -> Any:
-    """Return an OpenVINO model quantized by NNCF.
-
-    Args:
-        source: the classifier, for its calibration images.
-        model: as read from the classifier's ONNX form.
+def quantize_openvino(source: ExportSource, model: Any) -> Any:
+    """Return an OpenVINO model, read from the source's ONNX model, quantized by NNCF on the source's calibration images.
 
     Raises:
         UserError: NNCF can't quantize it, or is not installed.
     """
     nncf = import_nncf()
-    batches = list(source.calibration_inputs())
-    graph = source.onnx()
+    batches, graph, operations = list(source.calibration_inputs()), source.onnx(), model.get_ordered_ops()
     layers = set(layers_of(graph))
-    order = [op.get_friendly_name() for op in model.get_ordered_ops()]
-    first = next((i for i, name in enumerate(order) if name in layers), 0)
-    before = [op for op in model.get_ordered_ops()[:first] if op.get_type_name() in ("Add", "Multiply", "Subtract", "Convert")]
-    ignored = nncf.IgnoredScope(names=[op.get_friendly_name() for op in before], types=["Softmax"], validate=False)
+    first = next((i for i, operation in enumerate(operations) if operation.get_friendly_name() in layers), 0)
+    normalisation = [op for op in operations[:first] if op.get_type_name() in ("Add", "Multiply", "Subtract", "Convert")]
+    ignored = nncf.IgnoredScope(names=[op.get_friendly_name() for op in normalisation], types=["Softmax"], validate=False)
     try:
         with quiet():
             return nncf.quantize(
@@ -148,7 +138,7 @@ def quantize_openvino(source: Source, model: Any) -> Any:
 
 
 def import_nncf() -> Any:
-    """Import NNCF without its reports to its maker, which it makes unless this variable is set.
+    """Import NNCF with its telemetry off, which the environment variable NNCF_CI disables.
 
     Raises:
         UserError: it is not installed.

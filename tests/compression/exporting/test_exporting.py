@@ -12,12 +12,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from compression.exporting import exporting
+from compression.exporting import run
 from compression.exporting.arguments import ExportArguments
 from compression.exporting.audit import Audit, audit_onnx
 from compression.exporting.formats import FORMATS
-from compression.exporting.graphs import Shipped, Source, layers_of, name_layers_, to_onnx
-from compression.exporting.measuring import Row, choose, difference_of, make_row, size_of
+from compression.exporting.graphs import ExportedModule, ExportSource, layers_of, name_layers_, to_onnx
+from compression.exporting.measuring import FileResult, choose, difference_of, refuse_wrong_outputs, size_of
 from compression.exporting.quantizing import import_nncf
 from compression.pruning.narrowing import build_narrow
 from compression.scoring.calibration import sample
@@ -41,8 +41,8 @@ def digits(tmp_path_factory, few_passes):
     """The shipped classifier, 1 channel, as dynamic ONNX in fp32 and int8."""
     folder = tmp_path_factory.mktemp("digits")
     a = ExportArguments(WEIGHTS, dynamic=True, int8=True, data="digits", images=48, workers=0)
-    classifier = exporting.load_traced(a)
-    return folder, classifier, exporting.run_export(a, classifier, folder)
+    classifier = run.prepare_export(a)
+    return folder, classifier, run.run_export(a, classifier, folder)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def pruned(tmp_path_factory, few_passes):
     content = {"spec": narrow.spec.to_dict(), "plan": {"kept": {}, "widths": dict(narrow.widths)}}
     save_checkpoint(folder / "narrow.pt", {**content, "state_dict": randomised(narrow.model).state_dict()})
     a = ExportArguments(str(folder / "narrow.pt"), include=("onnx", "torchscript"), with_preprocess=True, batch_size=4, workers=0)
-    classifier = exporting.load_traced(a)
-    return folder, classifier, exporting.run_export(a, classifier, folder)
+    classifier = run.prepare_export(a)
+    return folder, classifier, run.run_export(a, classifier, folder)
 
 
 def test_what_is_written_is_what_was_measured(digits):
@@ -76,7 +76,7 @@ def test_what_is_written_is_what_was_measured(digits):
 
 def test_every_layer_of_the_int8_file_is_found_under_its_modules_name(digits):
     _, classifier, exported = digits
-    fp32, int8 = exported.rows
+    fp32, int8 = exported.files
     kinds = (nn.Conv2d, nn.Linear)
     modules = [name for name, module in classifier.reference.model.named_modules() if isinstance(module, kinds)]
     assert len(modules) == 20  # ResNet-20: 19 convolutions, one linear layer
@@ -110,7 +110,7 @@ def test_the_snippet_of_the_docs_runs_with_onnxruntime_and_numpy_alone(tmp_path,
     assert {line.split()[1] for line in snippet.splitlines() if line.startswith("import ")} == {"json", "numpy", "onnxruntime"}
     spec = ModelSpec("tiny", 2, 16, class_names=("cat", "dog"))
     model = randomised(Tiny()).eval()
-    FORMATS["onnx"].write(Source(model, Metadata(spec, preprocessing=True, softmax=True)), "fp32", tmp_path / "best.onnx")
+    FORMATS["onnx"].write(ExportSource(model, Metadata(spec, preprocessing=True, softmax=True)), "fp32", tmp_path / "best.onnx")
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "photo.npy", image)
     monkeypatch.chdir(tmp_path)
@@ -145,8 +145,8 @@ def test_the_same_digits_are_predicted_and_measured_from_the_file(digits, script
 
 def test_a_pruned_network_with_pre_processing_inside(pruned):
     folder, classifier, exported = pruned
-    assert [row.top1 for row in exported.rows] == [None, None]
-    assert all(row.max_difference < 1e-5 for row in exported.rows)
+    assert [row.top1 for row in exported.files] == [None, None]
+    assert all(row.max_difference < 1e-5 for row in exported.files)
     images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = classifier.reference.logits(images).softmax(1)
     for name in ("narrow.onnx", "narrow.torchscript"):
@@ -196,7 +196,7 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
     spec = ModelSpec("tiny", 2, 16)
     model = randomised(Tiny()).eval()
     calibration = sample(load_data(str(photos)).split("train"), spec, 8, 8, 0)
-    source = Source(model, Metadata(spec, preprocessing=True, softmax=True, batch_size=None), 18, calibration)
+    source = ExportSource(model, Metadata(spec, preprocessing=True, softmax=True, batch_size=None), 18, calibration)
     expected = TorchBackend(LoadedClassifier(model, spec), CPU).logits(calibration.images)
     tolerances = {"fp32": 1e-5, "fp16": 2e-2}
     try:
@@ -219,11 +219,11 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
 def test_half_computes_in_fp16_between_float_ends(baked):
     spec = ModelSpec("tiny", 2, 8)
     network = Tiny().eval()
-    shipped = Shipped(network, spec, baked, half=True)
+    exported = ExportedModule(network, spec, baked, half=True)
     images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     inputs = images if baked else torch.randn(2, 3, 8, 8)
-    assert shipped(inputs).dtype == torch.float32
-    assert shipped.network.stem.weight.dtype == torch.float16
+    assert exported(inputs).dtype == torch.float32
+    assert exported.network.stem.weight.dtype == torch.float16
     assert network.stem.weight.dtype == torch.float32  # its own copy
 
 
@@ -260,20 +260,19 @@ def test_the_audit_finds_what_was_left_in_float(digits, tmp_path):
 
 
 def test_a_file_that_computes_something_else_is_refused():
-    audit = Audit((), ("a",))
-    with pytest.raises(UserError, match=r"does not compute what the network computes: outputs differ by 2\.0e-04"):
-        make_row("onnx", "fp32", Path(__file__), 0.5, 1.0, 2e-4, audit)
-    assert make_row("onnx", "int8", Path(__file__), 0.5, 1.0, 2e-4, audit).bytes == Path(__file__).stat().st_size
+    refuse_wrong_outputs(Path("a.onnx"), 1e-4)
+    with pytest.raises(UserError, match=r"a.onnx does not compute what the network computes: outputs differ by 2\.0e-04"):
+        refuse_wrong_outputs(Path("a.onnx"), 2e-4)
 
 
 @pytest.mark.parametrize("wrong", [lambda reference: True, lambda reference: len(reference) == 1])
 def test_a_run_refuses_a_file_whose_outputs_differ_for_any_number_of_images(digits, tmp_path, monkeypatch, wrong):
     _, classifier, _ = digits
     monkeypatch.setattr("compression.exporting.graphs.to_onnx", lambda *_: classifier.source.graphs[False])
-    monkeypatch.setattr(exporting, "difference_of", lambda reference, *_: 0.01 if wrong(reference) else 0.0)
-    monkeypatch.setattr(exporting, "measure_latencies", lambda backends, _: [1.0] * len(backends))
+    monkeypatch.setattr(run, "difference_of", lambda reference, *_: 0.01 if wrong(reference) else 0.0)
+    monkeypatch.setattr(run, "measure_latencies", lambda backends, _: [1.0] * len(backends))
     with pytest.raises(UserError, match="does not compute what the network computes"):
-        exporting.run_export(ExportArguments(WEIGHTS, dynamic=True), classifier, tmp_path)
+        run.run_export(ExportArguments(WEIGHTS, dynamic=True), classifier, tmp_path)
 
 
 def test_how_validation_images_were_held_out_and_whether_names_are_known_travels_along(tmp_path):
@@ -283,7 +282,7 @@ def test_how_validation_images_were_held_out_and_whether_names_are_known_travels
     content = {"spec": spec.to_dict(), "plan": None, "arguments": arguments, "state_dict": model.state_dict()}
     save_checkpoint(tmp_path / "ours.pt", content)
     torch.save(model.state_dict(), tmp_path / "plain.pt")
-    ours, plain = (exporting.load_traced(ExportArguments(str(tmp_path / f"{name}.pt"))).source.metadata for name in ("ours", "plain"))
+    ours, plain = (run.prepare_export(ExportArguments(str(tmp_path / f"{name}.pt"))).source.metadata for name in ("ours", "plain"))
     assert (ours.record, ours.named) == ({"val_fraction": 0.3, "seed": 5}, True)
     assert (plain.record, plain.named) == ({}, False)
 
@@ -303,7 +302,7 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):
 
 
 def row(precision, latency=1.0, top1=0.9, int8=("a",)):
-    return Row("onnx", precision, precision, 1, top1, latency, 0.0, int8 if precision == "int8" else (), ())
+    return FileResult("onnx", precision, precision, 1, top1, latency, 0.0, int8 if precision == "int8" else (), ())
 
 
 @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ def test_int8_is_chosen_only_where_it_is_better(int8, chosen, reasons):
 def test_the_script_reports_and_says_why_int8_is_not_the_one_to_use(script, tmp_path, monkeypatch, digits):
     graph = digits[1].source.onnx(half=False)
     monkeypatch.setattr("compression.exporting.graphs.to_onnx", lambda *_: graph)  # the export itself takes seconds
-    monkeypatch.setattr(exporting, "measure_latencies", lambda backends, _: [3.0, 1.0, 2.0])
+    monkeypatch.setattr(run, "measure_latencies", lambda backends, _: [3.0, 1.0, 2.0])
     done = script("export.py", "--int8", "--data", "digits", "--images", 8, "--workers", 0, "--dynamic")
     assert done.code == 0, done.err
     assert "onnx: int8 is not the one to use: it is slower than fp32 here (2.000 against 1.000 ms)" in done.out
@@ -356,7 +355,7 @@ def test_int8_of_a_transformer_quantizes_its_layers_and_not_its_attention(tmp_pa
     spec = ModelSpec("attending", 2, 16)
     model = randomised(Attending()).eval()
     calibration = sample(load_data(str(photos)).split("train"), spec, 8, 8, 0)
-    source = Source(model, Metadata(spec, batch_size=None), 18, calibration)
+    source = ExportSource(model, Metadata(spec, batch_size=None), 18, calibration)
     path = tmp_path / "a.onnx"
     FORMATS["onnx"].write(source, "int8", path)
     assert FORMATS["onnx"].audit(source, path) == Audit(("patch", "q", "k", "head"), ())
@@ -438,16 +437,16 @@ def test_a_failed_export_leaves_no_run_directory(script, tmp_path, monkeypatch):
 
 
 def test_calibration_takes_training_images_and_never_those_of_the_test(photos):
-    save = exporting.sample
+    save = run.sample
     seen = []
-    exporting.sample = lambda split, *rest: seen.append(split.name(0)) or save(split, *rest)
+    run.sample = lambda split, *rest: seen.append(split.name(0)) or save(split, *rest)
     try:
         folder = photos.parent / "calibrated"
         folder.mkdir(exist_ok=True)
         spec = ModelSpec("resnet20", 3, 16, 3, ("blue", "green", "red"))
         save_checkpoint(folder / "a.pt", {"spec": spec.to_dict(), "state_dict": build(spec).state_dict()})
-        classifier = exporting.load_traced(ExportArguments(str(folder / "a.pt"), int8=True, data=str(photos), images=5, workers=0))
+        classifier = run.prepare_export(ExportArguments(str(folder / "a.pt"), int8=True, data=str(photos), images=5, workers=0))
     finally:
-        exporting.sample = save
+        run.sample = save
     assert len(classifier.source.calibration) == 5
     assert [Path(name).parts[-3] for name in seen] == ["train", "val"]  # to calibrate on, and to compare outputs on

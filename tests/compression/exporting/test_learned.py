@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from compression.exporting.formats import FORMATS
-from compression.exporting.graphs import Source
+from compression.exporting.graphs import ExportSource
 from compression.exporting.learned import is_linear, learned_ranges
 from compression.exporting.measuring import difference_of
 from compression.exporting.quantizing import quantize_onnx, saturates
@@ -118,7 +118,7 @@ def small(photos):
 def test_weights_of_an_int8_file_have_a_grid_for_each_channel_with_batch_norm_folded(small, tmp_path):
     model, spec, calibration = small
     path = tmp_path / "a.onnx"
-    source = Source(model, Metadata(spec, batch_size=None), 18, calibration)
+    source = ExportSource(model, Metadata(spec, batch_size=None), 18, calibration)
     weights = written(source, path)
     folded = model.stem.weight * (model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()).view(-1, 1, 1, 1)
     for name, weight in (("stem", folded), ("middle", model.middle.weight), ("head", model.head.weight)):
@@ -143,7 +143,7 @@ def test_weights_of_the_file_are_those_that_were_trained(small, tmp_path, monkey
     quantizer.prepare_model(model, next(calibration.batches())[0])
     learned = learned_ranges(model)
     assert learned.in_float == {"head"}
-    source = Source(plain_copy(model).eval(), Metadata(spec, batch_size=None), 18, calibration, learned)
+    source = ExportSource(plain_copy(model).eval(), Metadata(spec, batch_size=None), 18, calibration, learned)
     weights = written(source, tmp_path / "a.onnx")
     assert set(weights) == {"stem", "middle"}  # the head is left in float, as it was trained
     for name, (stored, scales) in weights.items():
@@ -159,7 +159,7 @@ def test_weights_of_few_bits_are_written_as_they_are_rounded(tmp_path, small):
     model, spec, _ = small
     DorefaQuantizer(bits_weights=3).prepare_model(model)
     reference = TorchBackend(LoadedClassifier(model, spec), CPU)
-    source = Source(rounded_copy(model), Metadata(spec, batch_size=None))
+    source = ExportSource(rounded_copy(model), Metadata(spec, batch_size=None))
     kinds = {node.op_type for node in source.onnx().graph.node}
     assert not kinds & {"Tanh", "Round", "ReduceMax", "BatchNormalization"}
     FORMATS["onnx"].write(source, "fp32", tmp_path / "a.onnx")
@@ -172,7 +172,7 @@ def test_openvino_takes_the_learned_ranges_too(small, tmp_path):
     pytest.importorskip("openvino")
     model, spec, calibration = small
     QuantAwareTrainRangeLinearQuantizer(per_channel_wts=True).prepare_model(model, next(calibration.batches())[0])
-    source = Source(plain_copy(model).eval(), Metadata(spec, batch_size=None), 18, calibration, learned_ranges(model))
+    source = ExportSource(plain_copy(model).eval(), Metadata(spec, batch_size=None), 18, calibration, learned_ranges(model))
     FORMATS["openvino"].write(source, "int8", tmp_path / "a_openvino")
     expected = TorchBackend(LoadedClassifier(model.eval(), spec), CPU).logits(calibration.images)
     assert difference_of(expected, open_backend(str(tmp_path / "a_openvino"), CPU).logits(calibration.images), False) < 0.05
@@ -183,11 +183,11 @@ def test_what_no_integer_runtime_computes_is_refused_by_name():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU())
     prepare_(model, {"0": {"kind": "layer", "method": "dorefa", "bits_weights": 3}})
     assert not is_linear(model)
-    with pytest.raises(UserError, match="linear grids alone"):
+    with pytest.raises(UserError, match="only linear grids"):
         learned_ranges(model)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1))
     prepare_(model, {"0": {"kind": "layer", "bits_weights": 8}})
-    with pytest.raises(UserError, match="no layer is quantized in both weights and inputs"):
+    with pytest.raises(UserError, match="no layer has both its weights and its inputs quantized"):
         learned_ranges(model)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1))
     prepare_(model, {"0": {"kind": "layer", "bits_weights": 4, "bits_inputs": 8}})
