@@ -27,8 +27,9 @@ from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.plan import entries_of, widths_of_rates
 from compression.pruning.rates import parse_rates
 from compression.scoring.calibration import Calibration, sample
-from compression.scoring.criteria import NetworkScores, score
+from compression.scoring.criteria import score
 from compression.scoring.feature_maps import PASS, find_taps, measure_images, show_maps
+from compression.scoring.scores import NetworkScores
 from compression.scoring.singular_values import spectrum_scores
 from compression.tracing.channels import trace
 from compression.tracing.graph import ChannelGraph

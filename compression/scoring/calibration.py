@@ -1,4 +1,4 @@
-"""The images that a network is scored on before it is cut."""
+"""The images on which a network is scored, calibrated and proved."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Calibration:
     Attributes:
         images: uint8 [N, S, S, C].
         labels: int64 [N].
-        spec: mean and std.
-        batch_size: of a pass.
+        spec: gives the mean and std.
+        batch_size: of a forward pass.
     """
 
     images: Tensor
@@ -43,12 +43,12 @@ class Calibration:
             yield normalise(self.images[chosen], self.spec), self.labels[chosen]
 
     def head(self, count: int) -> Calibration:
-        """Return the first images; the order is random, so they are a sample too."""
+        """Return the first images, which are a sample too: the order is random."""
         return Calibration(self.images[:count], self.labels[:count], self.spec, self.batch_size)
 
 
 def sample(split: Split, spec: ModelSpec, count: int, batch_size: int, seed: int) -> Calibration:
-    """Draw images from a split without repeats, seeded, with the transforms of evaluation.
+    """Draw images from a split without repeats, with the transforms of evaluation.
 
     Raises:
         UserError: a count below 1, or none of the images can be read.

@@ -1,6 +1,6 @@
-"""Show the feature maps of a network as their readers see them, while it runs.
+"""Hand out a network's feature maps, as their readers see them, while it runs.
 
-A *tap* is one tensor of a forward pass, found by counting operations (``tracing.computes``) as the trace did.
+A *tap* is one tensor of a forward pass, found by counting operations (``tracer.computes``) as the trace did.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compression.scoring.calibration import Calibration
 from compression.tracing.graph import ChannelGraph
+from compression.tracing.record import Contraction
+from compression.tracing.rules import first_tensor
 from compression.tracing.tracer import computes, evaluating
 from utils import distributed
 
-PASS = 16  # images of a forward pass: maps are scored while they are in the cache, and shares are fine enough to deal out
+PASS = 16  # images of a forward pass: few enough that maps are scored while in the cache, and that processes share evenly
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Tap:
         weights: the weights whose channels it shows.
         channels: how many.
         spatial: whether it is a stack of maps [B, C, H, W]; else the last axis has the channels.
-        positions: of each group that it shows units of: the channels, int64 [n].
-        units: alike: the units at these channels, int64 [n].
+        positions: for each group that it shows units of, their channels, int64 [n].
+        units: for each such group, the units at these channels, int64 [n].
     """
 
     number: int
@@ -50,14 +52,14 @@ class Tap:
 def find_taps(graph: ChannelGraph) -> list[Tap]:
     """Return a network's taps in forward order: all of convolutions; of linear layers those that show a prunable group."""
     prunable = {group.name for group in graph.prunable}
-    merged: dict[int, list[int]] = {}
-    for place, contraction in enumerate(graph.contractions):
-        merged.setdefault(contraction.tap, []).append(place)
+    by_tap: dict[int, list[Contraction]] = {}
+    for contraction in graph.contractions:
+        by_tap.setdefault(contraction.tap, []).append(contraction)
     counts = {"conv": 0, "linear": 0}
     taps = []
-    for number, places in merged.items():
-        first = graph.contractions[places[0]]
-        channels: dict[str, list[tuple[int, int]]] = {}
+    for number, contractions in by_tap.items():
+        first = contractions[0]
+        channels: dict[str, list[tuple[int, int]]] = {}  # group -> (position, unit)
         for position, node in enumerate(graph.component[first.out].tolist()):
             if node in graph.units:
                 name, unit = graph.units[node]
@@ -67,15 +69,22 @@ def find_taps(graph: ChannelGraph) -> list[Tap]:
             continue
         counts[kind] += 1
         columns = {name: torch.tensor(pairs).T for name, pairs in channels.items()}
-        weights = tuple(dict.fromkeys(graph.contractions[place].weight for place in places))
-        positions = {name: column[0] for name, column in columns.items()}
-        units = {name: column[1] for name, column in columns.items()}
-        taps.append(Tap(number, f"{kind}{counts[kind]}", weights, len(first.out), first.spatial, positions, units))
+        taps.append(
+            Tap(
+                number,
+                name=f"{kind}{counts[kind]}",
+                weights=tuple(dict.fromkeys(contraction.weight for contraction in contractions)),
+                channels=len(first.out),
+                spatial=first.spatial,
+                positions={name: column[0] for name, column in columns.items()},
+                units={name: column[1] for name, column in columns.items()},
+            )
+        )
     return taps
 
 
 class _Enough(Exception):
-    """The last wanted tensor was shown; the rest of the forward pass is not needed."""
+    """Ends a forward pass after the last wanted tensor."""
 
 
 class _Watch(TorchDispatchMode):
@@ -90,7 +99,7 @@ class _Watch(TorchDispatchMode):
         if computes(func):
             self.computed += 1
             if (tap := self.wanted.get(self.computed)) is not None:
-                self.show(tap, result[0] if isinstance(result, list | tuple) else result)
+                self.show(tap, first_tensor(result))
             if self.computed == self.last:
                 raise _Enough
         return result
@@ -99,7 +108,7 @@ class _Watch(TorchDispatchMode):
 def show_maps(model: nn.Module, inputs: Tensor, taps: Sequence[Tap], show: Callable[[Tap, Tensor], None]) -> None:
     """Run a network, up to the last tap, and hand each tap's maps [B, C, H, W] to ``show``, which must not keep them.
 
-    The caller sees to eval mode (``evaluating``). Gradients are off.
+    The caller puts the network into eval mode (``evaluating``). Gradients are off.
     """
 
     def receive(tap: Tap, tensor: Tensor) -> None:
@@ -138,14 +147,11 @@ Statistic = Callable[[Tensor], Tensor]  # maps [B, C, H, W] -> values [K, B, C]
 def measure_images(
     model: nn.Module, taps: Sequence[Tap], calibration: Calibration, statistic: Statistic, span: range
 ) -> dict[str, Measured]:
-    """Measure every map of some images once, the passes dealt out to the processes.
+    """Measure the taps' maps of some images once; the processes share the passes.
 
     Args:
         model: on any device.
-        taps: what to measure.
-        calibration: the images.
-        statistic: what to measure of them, per image and channel.
-        span: which images.
+        span: which images of the calibration.
 
     Returns:
         What was measured by the taps' names, in the order of the images; the same on every process.

@@ -1,14 +1,14 @@
-"""Measure the ranks of all feature maps in one pass over the images, and stop where the choice has settled.
+"""Measure the ranks of all feature maps in one pass over the images, and stop once the choice has settled.
 
-When to stop. After 32, 48, 64, 80, 96, 112, 128, 160, ... images, those that were seen stand in eight blocks, dealt like
-cards. For each of the 35 ways to make two halves of four blocks (for some of them in wide groups, where fewer tell as
-much), each half chooses its own units to keep. Let d be the mean share of the kept units on which two halves differ. A
+When to stop. After 32, 48, 64, 80, 96, 112, 128, 160, ... images, the images seen so far are dealt into eight blocks like
+cards. For each of the 35 ways to split them into two halves of four blocks (in wide groups for some of them, which tell
+as much), each half chooses its own units to keep. Let d be the mean share of the kept units on which two halves differ. A
 mean over n/2 images has twice the variance of one over n, and the two halves err independently, so scores of halves
 differ by twice the standard deviation by which the mean over the n images seen differs from the mean over infinitely
 many, and by ``2 / sqrt(1 - n/N)`` times that by which it differs from the mean over all N images. Near the threshold the
 number of exchanged units grows in proportion with the deviation. So the kept set is expected to differ from that of all
-N images in a share ``d / 2 * sqrt(1 - n/N)`` of its units. A group has settled when that is at most ``TOLERATED``; it is
-scored no more, a pass ends at the last map that is still scored, and no more images are seen once all have settled.
+N images in a share ``d / 2 * sqrt(1 - n/N)`` of its units. A group has settled when that is at most ``TOLERATED``. It is
+then scored no more, a pass ends at the last map that is still scored, and scoring ends once all groups have settled.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from compression.scoring.feature_maps import PASS, Measured, Tap, find_taps, measure_images
-from compression.scoring.ranks import KEYS, KINDS, MapScores, TapScore
-from compression.scoring.scores import Task, from_taps, taps_of
+from compression.scoring.ranks import KEYS, KINDS, scores_from_ranks
+from compression.scoring.scores import MapScores, NetworkScores, ScoringTask, TapScore, from_taps, taps_of
 from compression.scoring.singular_values import spectrum_scores
 from compression.tracing.graph import ChannelGroup
 from utils.errors import UserError
@@ -38,7 +38,7 @@ _HALVES = [half for half in combinations(range(BLOCKS), BLOCKS // 2) if 0 in hal
 
 @dataclass
 class _Sums:
-    """Of one tap: sums over the images of each block, float64 [blocks, kinds, C]."""
+    """One tap's sums over the images of each block, float64 [blocks, kinds, C]."""
 
     blocks: Tensor
     images: int = 0
@@ -59,12 +59,12 @@ class _Progress:
     images: dict[str, int] = field(default_factory=dict)  # of the groups that have settled
 
 
-def measure_ranks(task: Task, criterion: str = "rank") -> MapScores:
+def measure_ranks(task: ScoringTask, criterion: str = "rank") -> MapScores:
     """Measure matrix rank, effective rank and nuclear norm of every tap's maps, in one pass.
 
     Args:
-        task: network and images; where it has ``keep_counts``, scoring stops early.
-        criterion: the one of the three by which the units will be chosen.
+        task: with ``keep_counts``, scoring stops early.
+        criterion: the one by which the units will be chosen, of ``KEYS``.
 
     Raises:
         UserError: there are no images.
@@ -95,6 +95,12 @@ def measure_ranks(task: Task, criterion: str = "rank") -> MapScores:
     return MapScores(scores, images)
 
 
+def score_by_ranks(task: ScoringTask, criterion: str) -> NetworkScores:
+    """Measure ranks and score the groups by the one of ``KEYS`` that is asked for."""
+    maps = measure_ranks(task, criterion)
+    return NetworkScores(scores_from_ranks(maps, task.graph, criterion), maps)
+
+
 def looks(total: int) -> list[int]:
     """Return the numbers of images after which scoring may stop, and the total: 32, 48, 64, 80, 96, 112, 128, 160, ..."""
     counts = [FIRST]
@@ -104,19 +110,18 @@ def looks(total: int) -> list[int]:
     return [*(count for count in counts if count < total), total]
 
 
-def _active(task: Task, taps: list[Tap], progress: _Progress) -> list[Tap]:
-    """Return the taps that still have to be scored: those of groups that have not settled.
-
-    Taps of no prunable group have nothing to settle: with an early stop, they are left at the first look.
-    """
+def _active(task: ScoringTask, taps: list[Tap], progress: _Progress) -> list[Tap]:
+    """Return the taps of groups that have not settled; with an early stop, the other taps are scored up to the first look."""
     if task.keep_counts is None or not any(sums.images for sums in progress.sums.values()):
         return taps
     unsettled = {group.name for group in task.graph.prunable} - set(progress.images)
     return [tap for tap in taps if unsettled & set(tap.units)]
 
 
-def _settle(task: Task, keep_counts: Mapping[str, int], taps: list[Tap], progress: _Progress, keys: tuple[str, ...], seen: float) -> None:
-    """Note the groups that have settled."""
+def _settle(
+    task: ScoringTask, keep_counts: Mapping[str, int], taps: list[Tap], progress: _Progress, keys: tuple[str, ...], seen: float
+) -> None:
+    """Record the groups that have settled."""
     for group in task.graph.prunable:
         mine = taps_of(group, taps)
         if group.name in progress.images or not mine:

@@ -1,8 +1,7 @@
-"""Ranks of feature maps: what was measured, its files, and the scores of channel groups that follow.
+"""Ranks of feature maps: their files, and the scores of channel groups that follow.
 
-HRank (arXiv:2002.10179): the mean over images of the matrix rank of a channel's feature map, after the activation; the
-channels of the lowest mean rank go. In the layout of its files, ``rank_conv{k}.npy`` is float32 [channels] of the k-th
-convolution in forward order; convolutions whose outputs are added up before anything reads them share one file.
+In the layout of HRank's files (arXiv:2002.10179), ``rank_conv{k}.npy`` is float32 [channels]: the mean ranks of the k-th
+convolution's maps, in forward order. Convolutions whose outputs are added up before anything reads them share one file.
 
 Differs: ties in the rank are broken by the effective rank, then by the nuclear norm, which have files of their own.
 """
@@ -10,24 +9,22 @@ Differs: ties in the rank are broken by the effective rank, then by the nuclear 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from compression.scoring.feature_maps import Tap, find_taps
-from compression.scoring.scores import GroupScore, from_taps, taps_of, tied_share
+from compression.scoring.scores import GroupScore, MapScores, TapScore, from_taps, taps_of, tied_share
 from compression.tracing.graph import ChannelGraph
 from utils.errors import UserError
 from utils.files.runs import write_json
 
 FORMAT = 1
 INDEX = "ranks.json"
-# Which of the three decides, and which break its ties.
+# For each criterion, the measure that decides, then those that break ties.
 KEYS = {
     "rank": ("rank", "effective_rank", "nuclear"),
     "effective_rank": ("effective_rank", "nuclear"),
@@ -36,47 +33,13 @@ KEYS = {
 KINDS = KEYS["rank"]
 
 
-@dataclass(frozen=True)
-class TapScore:
-    """What was measured of one tap.
-
-    Attributes:
-        name: of the tap, "conv3".
-        weights: the weights whose channels it scores.
-        map_size: height and width; None where a folder of others does not say.
-        images: how many were scored; 0 where a folder does not say.
-        means: mean over images, float32 [C], by kind: "rank" and, from us, "effective_rank" and "nuclear".
-    """
-
-    name: str
-    weights: tuple[str, ...]
-    map_size: tuple[int, int] | None
-    images: int
-    means: dict[str, Tensor]
-
-    @property
-    def tied(self) -> float:
-        """Share of channels whose mean rank equals another's."""
-        return tied_share(self.means["rank"])
-
-
-@dataclass(frozen=True)
-class MapScores:
-    """What was measured of a network's maps.
-
-    Attributes:
-        taps: by name, in forward order.
-        images: that each group took, where it was measured here and now.
-    """
-
-    taps: dict[str, TapScore]
-    images: dict[str, int]
-
-
 def scores_from_ranks(loaded: MapScores, graph: ChannelGraph, criterion: str = "rank") -> dict[str, GroupScore]:
     """Turn ranks, measured or read from files, into the scores of the prunable groups.
 
-    A group that only linear layers carry has no score in a folder of others, and is not in the result.
+    A group that only linear layers carry has no score in rank files of another origin, and is not in the result.
+
+    Raises:
+        UserError: the files do not hold what the criterion needs.
     """
     taps, scores = [tap for tap in find_taps(graph) if tap.name in loaded.taps], {}
     for group in graph.prunable:
@@ -93,14 +56,7 @@ def scores_from_ranks(loaded: MapScores, graph: ChannelGraph, criterion: str = "
 
 
 def save_ranks(folder: str | Path, model_name: str, graph: ChannelGraph, measured: MapScores) -> None:
-    """Write rank files in HRank's layout, those that break ties beside them, and ``ranks.json``.
-
-    Args:
-        folder: is made.
-        model_name: the network's name.
-        graph: its channel groups.
-        measured: what ``score`` returned.
-    """
+    """Write rank files in HRank's layout, the files that break ties beside them, and ``ranks.json``, into a new folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
@@ -112,17 +68,17 @@ def save_ranks(folder: str | Path, model_name: str, graph: ChannelGraph, measure
             "channels": len(tap.means["rank"]),
             "map_size": list(tap.map_size) if tap.map_size else None,
             "images": tap.images,
-            "share_tied": tap.tied,
+            "share_tied": tied_share(tap.means["rank"]),
         }
     images = {group.name: measured.images[group.name] for group in graph.groups if group.name in measured.images}
     write_json(folder / INDEX, {"format": FORMAT, "model": model_name, "files": files, "images_per_group": images})
 
 
 def load_ranks(folder: str | Path, graph: ChannelGraph) -> MapScores:
-    """Read rank files: ours, or a folder of others that has rank_conv1.npy, rank_conv2.npy, ... alone.
+    """Read rank files: those of ``save_ranks``, or a folder of HRank's that has rank_conv1.npy, rank_conv2.npy, ... alone.
 
     Raises:
-        UserError: a file is missing, damaged or of another network; it names the file, what it holds and what it should.
+        UserError: a file is missing, damaged or of another network.
     """
     folder = Path(folder)
     if not folder.is_dir():

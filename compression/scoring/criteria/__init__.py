@@ -1,4 +1,4 @@
-"""Criteria: which channels matter. One method a file; a new one is a line in ``CRITERIA``."""
+"""Criteria: which channels matter, one method per file; ``CRITERIA`` lists them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ from compression.scoring.criteria.nuclear_norm import nuclear_norm
 from compression.scoring.criteria.random_order import random_order
 from compression.scoring.criteria.rank import rank
 from compression.scoring.criteria.taylor import taylor
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task
+from compression.scoring.scores import NetworkScores, ScoringTask
 from compression.tracing.graph import ChannelGraph
 from utils.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to score channels.
+    """A way to score channels: what it needs, the function that computes it, and its meaning in one line.
 
     Attributes:
         needs: "weights" (nothing else), "maps" (images) or "gradients" (images and their labels).
-        function: what computes it.
-        meaning: in one line.
     """
 
     needs: str
-    function: Callable[[Task], NetworkScores]
+    function: Callable[[ScoringTask], NetworkScores]
     meaning: str
 
 
@@ -56,6 +53,8 @@ CRITERIA: dict[str, Criterion] = {
     "chip": Criterion("maps", chip, "what the layer's maps lose in nuclear norm without the channel (channel independence)"),
     "random": Criterion("weights", random_order, "drawn at random, seeded: the control"),
 }
+# Activations that are never exactly zero: every map has full rank, and ranks tie.
+WITHOUT_ZEROS = (nn.SiLU, nn.GELU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.PReLU)
 
 
 def score(
@@ -73,9 +72,9 @@ def score(
         model: the network that was traced; it is left as it was.
         graph: its channel groups.
         calibration: images; may be None for criteria that need weights only.
-        seed: of what is drawn.
-        keep_counts: how many units will be kept of each group; where given, ranks stop when the choice has settled.
-            None: all images are scored.
+        seed: of criteria that draw at random.
+        keep_counts: how many units of each group will be kept, so that ranks stop once the choice has settled; without
+            it all images are scored.
 
     Raises:
         UserError: the criterion is unknown, or can't score this network.
@@ -86,8 +85,10 @@ def score(
     if chosen.needs != "weights" and (calibration is None or not len(calibration)):
         raise UserError(f"criterion '{criterion}' needs images; give --data")
     start = time.perf_counter()
-    scored = chosen.function(Task(model, graph, calibration, seed, keep_counts))
+    scored = chosen.function(ScoringTask(model, graph, calibration, seed, keep_counts))
     return replace(scored, seconds=time.perf_counter() - start)
 
 
-__all__ = ["CRITERIA", "Criterion", "GroupScore", "NetworkScores", "score"]
+def default_criterion(model: nn.Module) -> str:
+    """Return the criterion for a network: "rank" needs activations with exact zeros."""
+    return "taylor" if any(isinstance(module, WITHOUT_ZEROS) for module in model.modules()) else "rank"

@@ -8,16 +8,9 @@ means something after SiLU or GELU too, whose values are small where they are ne
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import Task, score_means
+from compression.scoring.scores import NetworkScores, ScoringTask, score_maps
 
 
-def apoz(task: Task) -> NetworkScores:
+def apoz(task: ScoringTask) -> NetworkScores:
     """Score by the share of positive values."""
-
-    def positive(maps: Tensor) -> Tensor:
-        return (maps > 0).float().mean((2, 3))[None]
-
-    return NetworkScores(score_means(task, positive))
+    return score_maps(task, lambda maps: (maps > 0).float().mean((2, 3))[None])

@@ -9,37 +9,38 @@ their mean and averaged.
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task, by_unit, mean_of, relative
+from compression.scoring.scores import GroupScore, NetworkScores, ScoringTask, mean_by_unit, mean_over_members, relative
 from compression.tracing.graph import ChannelGroup
-from compression.tracing.record import owned_tensors
 from utils.errors import UserError
 
 
-def bn_scale(task: Task) -> NetworkScores:
+def bn_scale(task: ScoringTask) -> NetworkScores:
     """Score by the scales of batch norms.
 
     Raises:
         UserError: a group has no batch norm with a scale.
     """
-    scales = {name for name, tensor in owned_tensors(task.model).values() if isinstance(tensor, nn.Parameter)} & {
-        f"{name}.weight" if name else "weight" for name, module in task.model.named_modules() if isinstance(module, _BatchNorm)
+    scales = {
+        f"{name}.weight" if name else "weight": module.weight.detach().cpu().abs()
+        for name, module in task.model.named_modules()
+        if isinstance(module, _BatchNorm) and module.weight is not None
     }
-    return NetworkScores({group.name: _score(task.model, group, scales) for group in task.graph.prunable})
+    return NetworkScores({group.name: _score(group, scales) for group in task.graph.prunable})
 
 
-def _score(model: nn.Module, group: ChannelGroup, scales: set[str]) -> GroupScore:
-    owned = dict(owned_tensors(model).values())
-    found = []
-    for member in group.members:
-        if member.tensor in scales:
-            gamma = owned[member.tensor].detach().cpu().abs()
-            found.append(relative(by_unit(gamma[member.positions], member.units, group.size)))
+def _score(group: ChannelGroup, scales: Mapping[str, Tensor]) -> GroupScore:
+    found = [
+        relative(mean_by_unit(scales[member.tensor][member.positions], member.units, group.size))
+        for member in group.members
+        if member.tensor in scales
+    ]
     if not found:
         raise UserError(
-            f"criterion 'bn_scale' can't score group '{group.name}': it has no batch norm with a scale; leave it out, or take l1"
+            f"criterion 'bn_scale' can't score group '{group.name}': it has no batch norm with a scale; exclude the group, or choose l1"
         )
-    return GroupScore.of([mean_of(found)])
+    return GroupScore.of([mean_over_members(found)])

@@ -23,16 +23,15 @@ import math
 import torch
 from torch import Tensor
 
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import Task, score_means
+from compression.scoring.scores import NetworkScores, ScoringTask, score_maps
 
 IMAGES = 64
 STEP, REACH = 0.35, 20.0  # of log s, around the largest singular value
 
 
-def chip(task: Task) -> NetworkScores:
+def chip(task: ScoringTask) -> NetworkScores:
     """Score by the loss in nuclear norm."""
-    return NetworkScores(score_means(task, lambda maps: torch.stack([losses(one.flatten(1)) for one in maps])[None], IMAGES))
+    return score_maps(task, lambda maps: torch.stack([losses(one.flatten(1)) for one in maps])[None], IMAGES)
 
 
 def losses(rows: Tensor) -> Tensor:

@@ -9,13 +9,10 @@ are never exactly zero (SiLU, GELU), so that every map has full rank.
 
 from __future__ import annotations
 
-from compression.scoring.measuring import measure_ranks
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.ranks import scores_from_ranks
-from compression.scoring.scores import Task
+from compression.scoring.measuring import score_by_ranks
+from compression.scoring.scores import NetworkScores, ScoringTask
 
 
-def effective_rank(task: Task) -> NetworkScores:
+def effective_rank(task: ScoringTask) -> NetworkScores:
     """Score by the mean effective rank."""
-    maps = measure_ranks(task, "effective_rank")
-    return NetworkScores(scores_from_ranks(maps, task.graph, "effective_rank"), maps)
+    return score_by_ranks(task, "effective_rank")

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task, from_weights
+from compression.scoring.scores import NetworkScores, ScoringTask, score_weights
 
 
-def fpgm(task: Task) -> NetworkScores:
+def fpgm(task: ScoringTask) -> NetworkScores:
     """Score by the filters' summed distances to the others."""
 
     def distances(rows: Tensor) -> Tensor:
@@ -22,4 +21,4 @@ def fpgm(task: Task) -> NetworkScores:
         squares = lengths[:, None] + lengths - 2 * rows @ rows.T
         return squares.fill_diagonal_(0).clamp_min(0).sqrt().sum(1)
 
-    return NetworkScores({group.name: GroupScore.of([from_weights(task.model, group, distances)]) for group in task.graph.prunable})
+    return score_weights(task, distances)

@@ -8,16 +8,9 @@ paper takes one of the layers.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task, from_weights
+from compression.scoring.scores import NetworkScores, ScoringTask, score_weights
 
 
-def l1(task: Task) -> NetworkScores:
+def l1(task: ScoringTask) -> NetworkScores:
     """Score by the filters' L1 norms."""
-
-    def norms(rows: Tensor) -> Tensor:
-        return rows.abs().sum(1)
-
-    return NetworkScores({group.name: GroupScore.of([from_weights(task.model, group, norms)]) for group in task.graph.prunable})
+    return score_weights(task, lambda filters: filters.abs().sum(1))

@@ -7,16 +7,9 @@ Differs: where several layers make the channels together, each layer's norms are
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task, from_weights
+from compression.scoring.scores import NetworkScores, ScoringTask, score_weights
 
 
-def l2(task: Task) -> NetworkScores:
+def l2(task: ScoringTask) -> NetworkScores:
     """Score by the filters' Euclidean norms."""
-
-    def norms(rows: Tensor) -> Tensor:
-        return rows.norm(dim=1)
-
-    return NetworkScores({group.name: GroupScore.of([from_weights(task.model, group, norms)]) for group in task.graph.prunable})
+    return score_weights(task, lambda filters: filters.norm(dim=1))

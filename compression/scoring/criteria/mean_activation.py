@@ -7,16 +7,9 @@ Differs: the paper has ReLU networks, where the absolute value changes nothing.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import Task, score_means
+from compression.scoring.scores import NetworkScores, ScoringTask, score_maps
 
 
-def mean_activation(task: Task) -> NetworkScores:
+def mean_activation(task: ScoringTask) -> NetworkScores:
     """Score by the mean absolute activation."""
-
-    def size(maps: Tensor) -> Tensor:
-        return maps.abs().mean((2, 3))[None]
-
-    return NetworkScores(score_means(task, size))
+    return score_maps(task, lambda maps: maps.abs().mean((2, 3))[None])

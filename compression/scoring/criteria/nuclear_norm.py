@@ -8,13 +8,10 @@ the rank it grows with the map's scale.
 
 from __future__ import annotations
 
-from compression.scoring.measuring import measure_ranks
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.ranks import scores_from_ranks
-from compression.scoring.scores import Task
+from compression.scoring.measuring import score_by_ranks
+from compression.scoring.scores import NetworkScores, ScoringTask
 
 
-def nuclear_norm(task: Task) -> NetworkScores:
+def nuclear_norm(task: ScoringTask) -> NetworkScores:
     """Score by the mean nuclear norm."""
-    maps = measure_ranks(task, "nuclear_norm")
-    return NetworkScores(scores_from_ranks(maps, task.graph, "nuclear_norm"), maps)
+    return score_by_ranks(task, "nuclear_norm")

@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task
+from compression.scoring.scores import GroupScore, NetworkScores, ScoringTask
 
 
-def random_order(task: Task) -> NetworkScores:
+def random_order(task: ScoringTask) -> NetworkScores:
     """Score at random."""
     scores = {}
     for number, group in enumerate(task.graph.groups):

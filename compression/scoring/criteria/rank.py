@@ -8,13 +8,10 @@ same images, with the transforms of evaluation; where channels are tied together
 
 from __future__ import annotations
 
-from compression.scoring.measuring import measure_ranks
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.ranks import scores_from_ranks
-from compression.scoring.scores import Task
+from compression.scoring.measuring import score_by_ranks
+from compression.scoring.scores import NetworkScores, ScoringTask
 
 
-def rank(task: Task) -> NetworkScores:
+def rank(task: ScoringTask) -> NetworkScores:
     """Score by the mean matrix rank."""
-    maps = measure_ranks(task, "rank")
-    return NetworkScores(scores_from_ranks(maps, task.graph, "rank"), maps)
+    return score_by_ranks(task, "rank")

@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compression.scoring.feature_maps import deal, gather
-from compression.scoring.network_scores import NetworkScores
-from compression.scoring.scores import GroupScore, Task
+from compression.scoring.scores import GroupScore, NetworkScores, ScoringTask
 from compression.tracing.graph import ChannelGroup
 from compression.tracing.record import owned_tensors
 from compression.tracing.tracer import evaluating
 
 
-def taylor(task: Task) -> NetworkScores:
+def taylor(task: ScoringTask) -> NetworkScores:
     """Score by the squared change of the loss, to first order."""
     groups = task.graph.prunable
     names = list(dict.fromkeys(member.tensor for group in groups for member in group.readers))

@@ -13,7 +13,7 @@ from compression.scoring.criteria import score
 from compression.scoring.feature_maps import find_taps, show_maps
 from compression.scoring.measuring import looks, measure_ranks
 from compression.scoring.ranks import load_ranks, save_ranks, scores_from_ranks
-from compression.scoring.scores import GroupScore, Task, order_units
+from compression.scoring.scores import GroupScore, ScoringTask, order_units
 from compression.scoring.singular_values import spectrum_scores
 from compression.tracing.channels import trace
 from compression.tracing.tracer import evaluating
@@ -74,7 +74,7 @@ def oracle(module_maps):
 
 def test_ranks_are_those_of_one_map_at_a_time(small):
     model, graph, calibration = small
-    taps = measure_ranks(Task(model, graph, calibration, 0)).taps
+    taps = measure_ranks(ScoringTask(model, graph, calibration, 0)).taps
     first, added = [], []
     with torch.no_grad():
         model.eval()
@@ -99,7 +99,7 @@ def test_resnet_ranks_are_those_of_its_blocks_after_the_addition():
             module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output.clone()}))
     with torch.no_grad():
         model(next(calibration.batches())[0])
-    taps = measure_ranks(Task(model, graph, calibration, 0)).taps
+    taps = measure_ranks(ScoringTask(model, graph, calibration, 0)).taps
     assert len(taps) == 19
     by_weight = {weight: tap for tap in taps.values() for weight in tap.weights}
     for name, maps in seen.items():
@@ -165,7 +165,7 @@ def test_maps_that_are_not_finite_are_refused(small):
     broken = Small()
     nn.init.constant_(broken.first.bias, math.nan)
     with pytest.raises(UserError, match="not finite"):
-        measure_ranks(Task(broken, graph, calibration, 0))
+        measure_ranks(ScoringTask(broken, graph, calibration, 0))
 
 
 def test_ties_are_broken_by_the_next_key_and_reported():
