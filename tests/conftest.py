@@ -42,6 +42,18 @@ def plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, and which commands run it."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)]
+    exported = sum("openvino" in reason or "nncf" in reason for reason in reasons)
+    if exported:
+        terminalreporter.write_line(f"left out: {exported} tests that need OpenVINO or NNCF; make test-export installs both and runs them")
+    if others := len(reasons) - exported:
+        terminalreporter.write_line(f"left out: {others} other tests; python -m pytest -rs tells why")
+    if config.option.markexpr == "not exhaustive":
+        terminalreporter.write_line("left out: tests that take too long for every run; make test-exhaustive runs them")
+
+
 @pytest.fixture(scope="module")
 def few_passes() -> Iterator[None]:
     """Exported files are timed, but not for long."""

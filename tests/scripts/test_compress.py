@@ -14,35 +14,25 @@ from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
 from tests.conftest import ROOT
 from tests.launch import Launch, as_script
+from tests.schedules import THINNING, filters, once, policy
 
 QUICK = ("--data", "digits", "--workers", 0, "--batch-size", 130, "--effective-train-size", 0.2)  # two batches an epoch
-FILTERS = """
-version: 1
-pruners:
-  filters:
-    class: L1RankedStructureParameterPruner_AGP
-    initial_sparsity: 0.25
-    final_sparsity: 0.5
-    group_type: Filters
-    weights: ['layer?.?.conv1.weight']
-regularizers:
-  small: {class: L1Regularizer, reg_regims: {fc.weight: 1.0e-4}}
-extensions:
-  thinning: {class: FilterRemover}
-lr_schedulers:
-  falling: {class: ExponentialLR, gamma: 0.5}
-policies:
-  - pruner: {instance_name: filters}
-    starting_epoch: 0
-    ending_epoch: 2
-  - extension: {instance_name: thinning}
-    epochs: [1]
-  - regularizer: {instance_name: small}
-    starting_epoch: 0
-    ending_epoch: 3
-  - lr_scheduler: {instance_name: falling}
-    starting_epoch: 0
-"""
+FILTERS = yaml.safe_dump(
+    {
+        "version": 1,
+        "pruners": {"filters": filters(["layer?.?.conv1.weight"], 0.5, begin=0.25)},
+        "regularizers": {"small": {"class": "L1Regularizer", "reg_regims": {"fc.weight": 1e-4}}},
+        "extensions": THINNING,
+        "lr_schedulers": {"falling": {"class": "ExponentialLR", "gamma": 0.5}},
+        "policies": [
+            policy("pruner", "filters", 0, 2),
+            once("extension", "thinning", 1),
+            policy("regularizer", "small", 0, 3),
+            policy("lr_scheduler", "falling", 0),
+        ],
+    },
+    sort_keys=False,
+)
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +295,10 @@ def test_what_is_wrong_in_a_schedule_is_one_line_with_its_place(script, schedule
 
 
 def test_a_schedule_that_distils_and_a_teacher_by_flags_exclude_each_other(script, weights, schedule):
-    policy = "  - distiller: {instance_name: dense}\n    starting_epoch: 0\n"
-    schedule.write_text(f"{FILTERS}{policy}distillers:\n  dense: {{class: KnowledgeDistillation, resume: {weights}}}\n")
+    content = yaml.safe_load(FILTERS)
+    content["distillers"] = {"dense": {"class": "KnowledgeDistillation", "resume": str(weights)}}
+    content["policies"].append(policy("distiller", "dense", 0))
+    schedule.write_text(yaml.safe_dump(content))
     flags = ("--weights", weights, "--compress", schedule, "--epochs", 1)
     done = script("train.py", *QUICK, *flags, "--kd-resume", weights)
     assert done.code == 2

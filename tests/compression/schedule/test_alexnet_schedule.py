@@ -1,4 +1,4 @@
-"""The reference's AlexNet schedule runs unchanged on torchvision's alexnet: the real widths, 10 classes, images of 64 px."""
+"""The reference's AlexNet schedule runs unchanged on torchvision's alexnet: a quarter of the widths, 10 classes, images of 64 px."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from compression.schedule.loop import ScheduledLoop
 from compression.schedule.reading import read_schedule
 from compression.schedule.timeline import timeline
 from models.networks import build
+from models.networks.widths import resize_
 from utils.spec import ModelSpec
 
 PATH = Path(__file__).resolve().parents[3] / "data" / "schedules" / "alexnet_sensitivity.yaml"
@@ -65,6 +66,21 @@ def names():
     return {name: parameter.ndim for name, parameter in model.named_parameters()}
 
 
+def quarter():
+    """Build AlexNet with a quarter of the channels. The file names layers, whose widths play no part in it."""
+    with torch.device("meta"):
+        model = build(ModelSpec("alexnet", 10, imgsz=64))
+        shapes = {
+            name: [size // 4 if size > 10 and axis < 2 else size for axis, size in enumerate(p.shape)]
+            for name, p in model.named_parameters()
+        }
+        resize_(model, {name: torch.empty(shape) for name, shape in shapes.items()})
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, (2 / parameter[0].numel()) ** 0.5 if parameter.ndim > 1 else 0.01)
+    return model.train()
+
+
 def test_the_alexnet_file_is_the_reference_s_character_for_character_behind_its_comment():
     text = PATH.read_text()
     assert "\n" + text[text.index("version") :] == REFERENCE
@@ -86,7 +102,7 @@ def test_the_alexnet_timeline_and_its_drop_of_the_learning_rate():
 
 def test_the_alexnet_schedule_runs_unchanged_its_masks_and_rates_are_those_worked_out_by_hand():
     torch.manual_seed(0)
-    model = build(ModelSpec("alexnet", 10, imgsz=64)).train()
+    model = quarter()
     parameters = dict(model.named_parameters())
     initial = {name: parameters[name].detach().clone() for name in SENSITIVITIES}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -8,58 +8,45 @@ import textwrap
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from torch import nn
 
 from compression.schedule import loop as module
 from compression.schedule.loop import Examples, ScheduledLoop
 from models.networks import build
+from tests.schedules import THINNING, elements, filters, once, policy
 from utils.errors import UserError
 from utils.loop.ema import EMA
 from utils.spec import ModelSpec
 
-SCHEDULE = """
-version: 1
-pruners:
-  filters:
-    class: L1RankedStructureParameterPruner
-    group_type: Filters
-    desired_sparsity: 0.5
-    weights: [conv1.weight]
-  elements:
-    class: AutomatedGradualPruner
-    initial_sparsity: 0.1
-    final_sparsity: 0.5
-    weights: [conv2.weight]
-  surgery: {class: SplicingPruner, sensitivities: {head.weight: 0.1}, low_thresh_mult: 0.6, hi_thresh_mult: 0.8}
-regularizers:
-  l1: {class: L1Regularizer, reg_regims: {conv2.weight: 1.0e-3}}
-extensions:
-  thin: {class: FilterRemover}
-lr_schedulers:
-  lr: {class: ExponentialLR, gamma: 0.8}
-policies:
-  - pruner: {instance_name: filters}
-    epochs: [0]
-  - extension: {instance_name: thin}
-    epochs: [1]
-  - pruner: {instance_name: elements}
-    starting_epoch: 0
-    ending_epoch: 5
-    frequency: 3
-  - pruner: {instance_name: surgery, args: {use_double_copies: true, mini_batch_pruning_frequency: 1}}
-    starting_epoch: 0
-    ending_epoch: 6
-  - regularizer: {instance_name: l1}
-    starting_epoch: 0
-    ending_epoch: 4
-  - lr_scheduler: {instance_name: lr}
-    starting_epoch: 0
-"""
-HALF = {"class": "L1RankedStructureParameterPruner", "group_type": "Filters", "desired_sparsity": 0.5, "weights": "conv1.weight"}
+SCHEDULE = {
+    "version": 1,
+    "pruners": {
+        "filters": filters(["conv1.weight"]),
+        "elements": elements(["conv2.weight"], 0.1, 0.5),
+        "surgery": {"class": "SplicingPruner", "sensitivities": {"head.weight": 0.1}, "low_thresh_mult": 0.6, "hi_thresh_mult": 0.8},
+    },
+    "regularizers": {"l1": {"class": "L1Regularizer", "reg_regims": {"conv2.weight": 1e-3}}},
+    "extensions": THINNING,
+    "lr_schedulers": {"lr": {"class": "ExponentialLR", "gamma": 0.8}},
+    "policies": [
+        once("pruner", "filters", 0),
+        once("extension", "thinning", 1),
+        policy("pruner", "elements", 0, 5, frequency=3),
+        {
+            "pruner": {"instance_name": "surgery", "args": {"use_double_copies": True, "mini_batch_pruning_frequency": 1}},
+            "starting_epoch": 0,
+            "ending_epoch": 6,
+        },
+        policy("regularizer", "l1", 0, 4),
+        policy("lr_scheduler", "lr", 0),
+    ],
+}
+HALF = filters("conv1.weight")
 CUT = {  # filters go in epoch 0, before its first batch
     "pruners": {"filters": HALF},
-    "extensions": {"thin": {"class": "FilterRemover"}},
-    "policies": [{"pruner": {"instance_name": "filters"}, "epochs": [0]}, {"extension": {"instance_name": "thin"}, "epochs": [0]}],
+    "extensions": THINNING,
+    "policies": [once("pruner", "filters", 0), once("extension", "thinning", 0)],
 }
 
 
@@ -146,7 +133,7 @@ def loop_of(content, model, optimizer, epochs=6, loader=None, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "schedule.yaml").write_text(SCHEDULE)
+    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
     return tmp_path
 
 
@@ -252,7 +239,7 @@ def test_the_report_says_what_was_cut():
     loop = ScheduledLoop(CUT, model, sgd(model), 1, 3, loader[0], report=lines.append)
     train(loop, [0], loader)
     assert lines[0].startswith("schedule pruner filters: L1RankedStructureParameterPruner")
-    assert lines[-1].startswith("thin: removed channels, left are conv1 4 of 8; outputs changed by ")
+    assert lines[-1].startswith("thinning: removed channels, left are conv1 4 of 8; outputs changed by ")
 
 
 def test_an_optimizer_may_hold_more_than_the_network(folder):

@@ -6,35 +6,28 @@ import json
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
 from models.loading import load_classifier
+from tests.schedules import THINNING, filters, once
 from utils.errors import UserError
 
-THINS = """
-version: 1
-pruners:
-  filters:
-    class: L1RankedStructureParameterPruner
-    group_type: Filters
-    desired_sparsity: 0.5
-    weights: [layer1.0.conv1.weight]
-extensions: {thinning: {class: FilterRemover}}
-policies:
-  - pruner: {instance_name: filters}
-    epochs: [1]
-  - extension: {instance_name: thinning}
-    epochs: [1]
-"""
+THINS = {
+    "version": 1,
+    "pruners": {"filters": filters(["layer1.0.conv1.weight"])},
+    "extensions": THINNING,
+    "policies": [once("pruner", "filters", 1), once("extension", "thinning", 1)],
+}
 
 
 @pytest.fixture
 def arguments(photos, tmp_path, monkeypatch):
     """Three epochs on 36 photos, with a schedule that thins in the second."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "thins.yaml").write_text(THINS)
+    (tmp_path / "thins.yaml").write_text(yaml.safe_dump(THINS))
 
     def make(**others):
         quick = {
@@ -167,9 +160,7 @@ def test_what_a_resumed_run_may_be_told_is_said(arguments, tmp_path):
     compressor.train_one_epoch()
     path = tmp_path / "run/weights/last.pt"
     compressor.save_checkpoint(path)
-    with pytest.raises(
-        UserError, match=r"--compress can't be changed by --resume-from: .* but for --device, --verbose and --workers; .* --reset-"
-    ):
+    with pytest.raises(UserError, match=r"--compress can't be changed by --resume-from: .* --device, --verbose and --workers; .* --reset-"):
         ClassifierCompressor(arguments(resume=str(path)), given={"resume", "compress"})
     anew = ClassifierCompressor(
         arguments(resume=str(path), reset_optimizer=True, model=""), given={"resume", "reset_optimizer", "compress"}
