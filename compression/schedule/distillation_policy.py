@@ -1,27 +1,28 @@
-"""Distillation as a schedule or the command line describes it: which teacher, how warm, how strong."""
+"""Distillation as a policy of a schedule."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
-from compression.distillation.losses import DistillationArguments, DistillationLossWeights, KnowledgeDistillationPolicy
-from compression.distillation.teacher import Teacher
-from compression.schedule.windows import Window
+from compression.distillation.arguments import DistillationArguments
+from compression.distillation.losses import DistillationLossWeights, KnowledgeDistillationPolicy, load_teacher
+from compression.schedule.policies import Policy
+from compression.schedule.schedule import PolicyEntry
+from utils.errors import UserError
+from utils.loop.hooks import LoopState
 from utils.options import boolean, number, option, text
 
 
 @dataclass(frozen=True)
 class KnowledgeDistillation:
-    """The arguments of a distiller in a schedule; their meaning and defaults are those of the --kd-* flags.
+    """The arguments of a distiller in a schedule; meanings and defaults are those of the --kd-* flags.
 
     Attributes:
-        teacher: an architecture, or a checkpoint.
+        teacher: an architecture or a checkpoint.
         pretrained: whether the architecture takes its ImageNet weights.
         resume: a checkpoint with the teacher's weights.
-        temperature: that the logits are divided by.
-        distill_wt, student_wt, teacher_wt: weights of the loss's parts.
+        temperature: the logits are divided by it.
+        distill_wt, student_wt, teacher_wt: weights of the loss's terms.
     """
 
     teacher: str = option(text, "")
@@ -32,26 +33,23 @@ class KnowledgeDistillation:
     student_wt: float = option(number(least=0), 0.5)
     teacher_wt: float = option(number(least=0), 0.0)
 
-    @classmethod
-    def of_flags(cls, flags: DistillationArguments) -> KnowledgeDistillation:
-        """Return what the --kd-* flags say."""
-        names = ("teacher", "pretrained", "resume", "temperature", "distill_wt", "student_wt", "teacher_wt")
-        return cls(**{name: getattr(flags, f"kd_{name}") for name in names})
-
     def flags(self) -> DistillationArguments:
-        """Return the same as the --kd-* flags would say it."""
+        """Return the same arguments as --kd-* flags."""
         return DistillationArguments(**{f"kd_{name}": value for name, value in vars(self).items()})
 
 
-class DistillationPolicy(KnowledgeDistillationPolicy):
-    """Distillation as one of a schedule's policies."""
+class DistillationPolicy(KnowledgeDistillationPolicy, Policy):
+    """Distils from the teacher of the entry's ``DistillationArguments``.
 
-    def __init__(
-        self, name: str, window: Window, student: nn.Module, teacher: Teacher, temperature: float, weights: DistillationLossWeights
-    ) -> None:
-        super().__init__(student, teacher, temperature, weights)
-        self.name, self.window = name, window
+    Raises:
+        UserError: the student's specification is unknown, or the teacher can't be loaded.
+    """
 
-    def reached(self, epochs: int) -> int:
-        """It has no sparsity to reach."""
-        return -1
+    def __init__(self, entry: PolicyEntry, run: LoopState) -> None:
+        flags: DistillationArguments = entry.instance
+        if run.spec is None:
+            raise UserError("to load a teacher, the student's specification must be known; pass it as spec")
+        teacher = load_teacher(flags, run.spec, next(run.model.parameters()).device)
+        weights = DistillationLossWeights(flags.kd_distill_wt, flags.kd_student_wt, flags.kd_teacher_wt)
+        KnowledgeDistillationPolicy.__init__(self, run.model, teacher, flags.kd_temperature, weights)
+        Policy.__init__(self, entry)

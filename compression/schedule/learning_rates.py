@@ -1,13 +1,13 @@
-"""Learning-rate schedulers of a schedule: a rate is a closed form of the absolute epoch.
+"""Learning-rate schedulers of a schedule: the rate is a function of the absolute epoch.
 
-    rate(group, e) = what torch.optim.lr_scheduler's class gives after e steps from the group's initial rate
+    rate(group, e) = what the class of torch.optim.lr_scheduler gives after e steps from the group's initial rate
 
-It does not matter in which epoch the policy's window begins: ExponentialLR(0.9) from epoch 24 gives 0.9^25 of the initial
-rate, not 0.9, in epoch 25. Every class of ``torch.optim.lr_scheduler`` that a file can describe is taken by its name;
-``MultiStepMultiGammaLR`` is ours. ReduceLROnPlateau is no function of the epoch: see ``Plateau``.
+The epoch in which the policy's window begins does not matter: ExponentialLR(0.9) from epoch 24 on gives 0.9^25 of the
+initial rate in epoch 25, not 0.9. Every class of ``torch.optim.lr_scheduler`` that a file can describe is available by its
+name, and ``MultiStepMultiGammaLR`` besides. ReduceLROnPlateau is no function of the epoch: see ``Plateau``.
 
-Differs: OneCycleLR and CyclicLR set the rate only, not the momentum; past its total_steps OneCycleLR keeps its last rate,
-where torch makes it rise again and then raises.
+Differs: OneCycleLR and CyclicLR set the rate only, not the momentum; after its total_steps OneCycleLR keeps its last rate,
+where torch lets it rise again and then raises.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch.optim import SGD, Optimizer, lr_scheduler
 
 from utils.errors import nearest, unknown
-from utils.options import Place, Reader, boolean, build, choice, integer, listed, number, option, optional, shown, text
+from utils.options import Place, Reader, boolean, choice, integer, listed, number, optional, shown, text
 
 PLATEAU = "ReduceLROnPlateau"
 MAX_EPOCHS = 100_000
@@ -39,7 +39,7 @@ REFUSED = {
     "LRScheduler": _BASE,
     "_LRScheduler": _BASE,
 }
-# The injected arguments, and ``verbose``, which older torch had and older files may have: it prints.
+# The injected arguments, and ``verbose``, which only prints: older torch had it and older files may have it.
 _DROPPED = ("self", "optimizer", "last_epoch", "verbose")
 
 
@@ -47,45 +47,40 @@ def _one_or_each(value: Any, place: Place) -> Any:
     return listed(number())(value, place) if isinstance(value, list) else number()(value, place)
 
 
-# By the type that torch declares; its releases spell some in two ways.
+# By the type that torch declares; its releases spell some types in two ways.
 _READERS: dict[str, Reader] = {
     "int": integer(),
     **dict.fromkeys(("int | None", "Optional[int]"), optional(integer())),
     "float": number(),
     "bool": boolean,
     "Iterable[int]": listed(integer()),
+    "Iterable[float]": listed(number(least=0)),
     **dict.fromkeys(("float | list[float]", "list[float] | float", "Union[float, List[float]]", "Union[List[float], float]"), _one_or_each),
 }
 
 
-@dataclass
-class MultiStepMultiGammaLR:
-    """rate(e) = initial rate * product of the gammas whose milestone <= e.
+class MultiStepMultiGammaLR(lr_scheduler.LRScheduler):
+    """Distiller's scheduler: rate(e) = initial rate * product of the gammas whose milestone <= e; one gamma per milestone."""
 
-    Attributes:
-        milestones: epochs.
-        gammas: one factor per milestone.
-    """
+    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gammas: Iterable[float]) -> None:
+        milestones, gammas = list(milestones), list(gammas)
+        if len(milestones) != len(gammas):
+            raise ValueError(f"{len(milestones)} milestones and {len(gammas)} gammas; there must be as many of both")
+        self.steps = list(zip(milestones, gammas, strict=True))
+        super().__init__(optimizer)
 
-    milestones: tuple[int, ...] = option(listed(integer()))
-    gammas: tuple[float, ...] = option(listed(number(least=0)))
-
-    def factor(self, epoch: int) -> float:
-        """Return the product at an epoch."""
-        return math.prod(gamma for milestone, gamma in zip(self.milestones, self.gammas, strict=True) if milestone <= epoch)
+    def get_lr(self) -> list[float | torch.Tensor]:
+        factor = math.prod(gamma for milestone, gamma in self.steps if milestone <= self.last_epoch)
+        return [base * factor for base in self.base_lrs]
 
 
 def schedulers() -> list[str]:
-    """Names of the classes that a file may use."""
-    return sorted([*_torch_classes(), "MultiStepMultiGammaLR", PLATEAU])
+    """Return the names of the classes that a file may use."""
+    return sorted([*_functions_of_the_epoch(), PLATEAU])
 
 
 def check_class(class_name: Any, place: Place) -> None:
-    """Check that a file may use a class.
-
-    Raises:
-        UserError: it is unknown, or can't be made from a file.
-    """
+    """Raise a UserError if a file may not use a class."""
     if not isinstance(class_name, str):
         raise (place / "class").error(f"must be the name of a scheduler, not {shown(class_name)}")
     if class_name in REFUSED:
@@ -100,35 +95,40 @@ def learning_rates(
     """Return the rates of all parameter groups in epochs 0, 1, ..., ``epochs``.
 
     Args:
-        class_name: one of ``schedulers()`` but ReduceLROnPlateau.
-        arguments: of its constructor, as the file gives them.
+        class_name: one of ``schedulers()`` except ReduceLROnPlateau.
+        arguments: of its constructor, from the file.
         base_lrs: the initial rate of each parameter group.
-        epochs: the last epoch that is asked for.
+        epochs: the last epoch.
         place: of the instance in the file.
 
     Raises:
-        UserError: the class or an argument does not fit, or a rate would not be a finite number of at least 0.
+        UserError: the class or an argument does not fit, or a rate would be negative or not finite.
     """
     check_class(class_name, place)
     if class_name == PLATEAU:
-        raise place.error(f"{PLATEAU} is no function of the epoch, so its rates are not known before")
+        raise place.error(f"{PLATEAU} is no function of the epoch, so its rates are not known in advance")
     if epochs > MAX_EPOCHS:
         raise place.error(f"{epochs} epochs are asked for; at most {MAX_EPOCHS} can be scheduled")
-    if class_name == "MultiStepMultiGammaLR":
-        ours = build(MultiStepMultiGammaLR, arguments, place)
-        if len(ours.milestones) != len(ours.gammas):
-            raise place.error(f"{len(ours.milestones)} milestones and {len(ours.gammas)} gammas; there must be as many of both")
-        rates = [[base * ours.factor(epoch) for base in base_lrs] for epoch in range(epochs + 1)]
-    else:
-        rates = _stepped(_torch_classes()[class_name], arguments, base_lrs, epochs, place)
+    kind, optimizer = _functions_of_the_epoch()[class_name], _dummy(base_lrs)
+    scheduler = _make(kind, arguments, optimizer, place)
+    rates = [_rates(optimizer)]
+    last = min(epochs, scheduler.total_steps - 1) if isinstance(scheduler, lr_scheduler.OneCycleLR) else epochs
+    for epoch in range(1, last + 1):
+        optimizer.step()  # does nothing; torch warns if a scheduler steps before its optimizer
+        try:
+            scheduler.step()
+        except Exception as error:  # a value that the constructor accepted: a division by zero, the end of a cycle
+            raise place.error(f"{_refusal(kind, error)} (epoch {epoch})") from None
+        rates.append(_rates(optimizer))
+    rates += rates[-1:] * (epochs - last)
     return [[_checked(rate, epoch, class_name, place) for rate in row] for epoch, row in enumerate(rates)]
 
 
 class Plateau:
-    """torch's ReduceLROnPlateau: the rates fall when the watched figure no longer improves.
+    """torch's ReduceLROnPlateau: the rates fall when the watched figure stops improving.
 
     Args:
-        arguments: of torch's constructor, as the file gives them. ``mode``: min watches the validation loss, max the top-1.
+        arguments: of torch's constructor, from the file. ``mode``: min watches the validation loss, max the top-1.
         base_lrs: the initial rate of each parameter group.
         place: of the instance in the file.
 
@@ -143,7 +143,7 @@ class Plateau:
 
     @property
     def rates(self) -> list[float]:
-        """The rates of all parameter groups now."""
+        """The present rates of all parameter groups."""
         return _rates(self.optimizer)
 
     def step(self, metric: float) -> list[float]:
@@ -163,7 +163,7 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""
         for group, rate in zip(self.optimizer.param_groups, state["rates"], strict=True):
             group["lr"] = rate
         self.scheduler.best = (math.inf if self.mode == "min" else -math.inf) if state["best"] is None else state["best"]
@@ -171,16 +171,34 @@ class Plateau:
         self.scheduler.last_epoch = state["steps"]
 
 
-def _torch_classes() -> dict[str, Callable[..., Any]]:
-    """The classes of torch whose rate is a function of the epoch, by name."""
-    found = {
-        name: kind for name, kind in vars(lr_scheduler).items() if inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler)
-    }
-    return {name: kind for name, kind in found.items() if name not in REFUSED and name != PLATEAU and not name.startswith("_")}
+@dataclass(frozen=True)
+class DescribedRates:
+    """A learning-rate scheduler as a file describes it; the rates follow once the optimizer is known."""
+
+    class_name: str
+    arguments: Mapping[str, Any]
+    place: Place
+
+    def __post_init__(self) -> None:
+        check_class(self.class_name, self.place)
+        self.of([0.1], 1)  # so that a wrong argument is found when the file is read
+
+    def of(self, base_lrs: list[float], epochs: int) -> list[list[float]] | Plateau:
+        """Return the rates by epoch for groups with these initial rates; or a ``Plateau``, which watches the validation."""
+        if self.class_name == PLATEAU:
+            return Plateau(self.arguments, base_lrs, self.place)
+        return learning_rates(self.class_name, self.arguments, base_lrs, epochs, self.place)
+
+
+def _functions_of_the_epoch() -> dict[str, Callable[..., Any]]:
+    """Return the classes whose rate is a function of the epoch, by name."""
+    classes = {name: kind for name, kind in vars(lr_scheduler).items() if not name.startswith("_") and name not in (PLATEAU, *REFUSED)}
+    ours = {MultiStepMultiGammaLR.__name__: MultiStepMultiGammaLR}
+    return {name: kind for name, kind in (classes | ours).items() if inspect.isclass(kind) and issubclass(kind, lr_scheduler.LRScheduler)}
 
 
 def _dummy(base_lrs: Sequence[float]) -> Optimizer:
-    """Make an optimizer with these rates and nothing to optimize; some schedulers want a momentum."""
+    """Make an optimizer with these rates and nothing to optimize; some schedulers need a momentum."""
     return SGD([{"params": [torch.zeros(())], "lr": rate} for rate in base_lrs], lr=1.0, momentum=0.9)
 
 
@@ -189,7 +207,7 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _make(kind: Callable[..., Any], arguments: Mapping[str, Any], optimizer: Optimizer, place: Place) -> Any:
-    """Call a scheduler's constructor with what the file says."""
+    """Make a scheduler with the file's arguments."""
     signature = inspect.signature(kind).parameters
     known = {name: parameter for name, parameter in signature.items() if name not in _DROPPED}
     given = {}
@@ -205,12 +223,12 @@ def _make(kind: Callable[..., Any], arguments: Mapping[str, Any], optimizer: Opt
         raise place.error(f"'{missing[0]}' is missing")
     try:
         return kind(optimizer, **given)
-    except Exception as error:  # what a constructor raises for a value that it did not expect can be anything
+    except Exception as error:  # a constructor may raise anything for an unexpected value
         raise place.error(_refusal(kind, error)) from None
 
 
 def _reader(parameter: inspect.Parameter) -> Reader:
-    """Return what checks an argument, by the type that torch declares for it, or by that of its default."""
+    """Return the reader of an argument, by the type that torch declares for it, or by the type of its default."""
     annotation = parameter.annotation
     declared = (annotation.__name__ if isinstance(annotation, type) else str(annotation)).replace("typing.", "")
     if declared in _READERS:
@@ -224,23 +242,6 @@ def _reader(parameter: inspect.Parameter) -> Reader:
 def _refusal(kind: Callable[..., Any], error: Exception) -> str:
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return f"{getattr(kind, '__name__', 'the scheduler')} refuses these arguments: {reason}"
-
-
-def _stepped(
-    kind: Callable[..., Any], arguments: Mapping[str, Any], base_lrs: Sequence[float], epochs: int, place: Place
-) -> list[list[float]]:
-    optimizer = _dummy(base_lrs)
-    scheduler = _make(kind, arguments, optimizer, place)
-    rates = [_rates(optimizer)]
-    last = min(epochs, scheduler.total_steps - 1) if isinstance(scheduler, lr_scheduler.OneCycleLR) else epochs
-    for epoch in range(1, last + 1):
-        optimizer.step()  # nothing to do; but torch warns of a scheduler that steps before its optimizer
-        try:
-            scheduler.step()
-        except Exception as error:  # a value that the constructor let pass: a division by zero, the end of a cycle
-            raise place.error(f"{_refusal(kind, error)} (epoch {epoch})") from None
-        rates.append(_rates(optimizer))
-    return rates + rates[-1:] * (epochs - last)
 
 
 def _checked(rate: Any, epoch: int, class_name: str, place: Place) -> float:

@@ -1,4 +1,4 @@
-"""A schedule in a training loop of one's own: six calls, no train.py.
+"""A schedule in your own training loop: six calls, without train.py.
 
 ::
 
@@ -43,7 +43,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Examples(Calibration):
-    """Calibration images that are normalised already: float32 [N, C, H, W]."""
+    """Calibration images that are already normalised: float32 [N, C, H, W]."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for begin in range(0, len(self), self.batch_size):
@@ -54,19 +54,20 @@ class Examples(Calibration):
 
 
 class ScheduledLoop:
-    """Carries a schedule out in a loop of one's own.
+    """Applies a schedule in your own training loop.
 
     Args:
         schedule: the YAML file, or its content as a mapping.
-        model: the bare network; in DDP, what is wrapped. Where the schedule thins, wrap it again in ``restructured``.
+        model: the bare network; under DDP, the wrapped module. If the schedule removes channels, wrap it again in
+            ``restructured``.
         optimizer: any of torch.optim.
         epochs, steps_per_epoch: of the loop.
-        examples: some inputs and labels as the network sees them, on which thinning is proved and maps are measured.
+        examples: some inputs and labels as the network sees them, for proofs of thinning and for measurements.
         ema: a moving average of the model, if the loop keeps one (and updates it before ``on_minibatch_end``).
-        spec: of the network; only distillation by a schedule needs it.
-        seed: of what pruners draw.
+        spec: of the network; only needed for distillation.
+        seed: of pruners that draw at random.
         restructured: called after channels were cut.
-        report: says what happens, a line at a time.
+        report: receives one line per event.
 
     Raises:
         UserError: the schedule does not fit; the message names the place in the file.
@@ -99,47 +100,47 @@ class ScheduledLoop:
         names = {name: parameter.ndim for name, parameter in weights_by_name(model).items()}
         read = parse_schedule(schedule, names) if isinstance(schedule, Mapping) else read_schedule(schedule, names)
         inputs, labels = examples or (torch.empty(0), torch.empty(0, dtype=torch.int64))
-        given = Examples(inputs, labels, spec or ModelSpec("", 1), BATCH)
-        self.scheduler = CompressionScheduler(read, self.state, lambda: given, report)
+        calibration = Examples(inputs, labels, spec or ModelSpec("", 1), BATCH)
+        self.scheduler = CompressionScheduler(read, self.state, lambda: calibration, report)
         for line in self.scheduler.describe():
             report(f"schedule {line}")
 
     def on_epoch_begin(self, epoch: int, step: int = 0) -> None:
-        """Before an epoch's first batch, or before its batch ``step`` where a loop goes on that was stopped within it."""
+        """Call before an epoch's first batch, or before its batch ``step`` when resuming within the epoch."""
         self.state.epoch, self.state.step = epoch, step
         self.scheduler.on_epoch_begin(self.state)
 
     def on_minibatch_begin(self, step: int, inputs: Tensor, targets: Tensor) -> None:
-        """Before the forward pass; channels may be cut here."""
+        """Call before the forward pass; channels may be cut here."""
         self.state.step, self.state.inputs, self.state.targets = step, inputs, targets
         self.scheduler.on_minibatch_begin(self.state)
 
     def before_backward_pass(self, outputs: Tensor, loss: Tensor) -> Tensor:
-        """After the forward pass; returns the loss with what regularizers and distillation make of it."""
+        """Call after the forward pass; returns the loss with the terms of regularizers and distillation."""
         self.state.outputs, self.state.loss, self.state.loss_parts = outputs, loss, {"classification": loss}
         return self.scheduler.before_backward_pass(self.state)
 
     def before_parameter_optimization(self) -> None:
-        """When gradients are complete, before the optimizer's step."""
+        """Call when gradients are complete, before the optimizer's step."""
         self.scheduler.before_parameter_optimization(self.state)
 
     def on_minibatch_end(self) -> None:
-        """After the optimizer's step."""
+        """Call after the optimizer's step."""
         self.scheduler.on_minibatch_end(self.state)
 
     def on_epoch_end(self, evaluation: Evaluation | None = None) -> None:
-        """After the validation, which only ReduceLROnPlateau needs to know; sets the next epoch's learning rate."""
+        """Call after the validation; only ReduceLROnPlateau needs its result. Sets the next epoch's learning rate."""
         self.state.evaluation = evaluation
         self.scheduler.on_epoch_end(self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs beside the model's and the optimizer's own state: tensors and JSON-able values."""
+        """Return the state for a resumed run, besides the model's and the optimizer's: tensors and JSON-able values."""
         shapes = {name: list(tensor.shape) for name, tensor in self.state.model.state_dict().items()}
         structure = {"shapes": shapes, "groups": group_counts(self.state.model), "plan": self.state.plan}
         return {"scheduler": self.scheduler.state_dict(), "structure": structure}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a state, before the model's and the optimizer's own: a thinned network gets its widths here."""
+        """Restore a state, before the model's and the optimizer's: a thinned network gets its widths here."""
         structure, model, optimizer = state["structure"], self.state.model, self.state.optimizer
         old, counts = weights_by_name(model), group_counts(model)
         shapes = {name: torch.empty(shape, device="meta") for name, shape in structure["shapes"].items()}

@@ -1,4 +1,4 @@
-"""Masks that hold: on the weights, on their moving average, and on what the optimizer remembers of them."""
+"""Masks on the weights, on their moving average, and on the optimizer's state."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from utils.loop.hooks import LoopState
 
 
 class Masks:
-    """The masks of a network's parameters, 1 where a weight stays and 0 where it is pruned.
+    """The masks of a network's parameters, 1 where a weight is kept and 0 where it is pruned.
 
-    A plain mask holds for good: weight, average and momentum are zero where it is zero, gradients are masked before the
-    optimizer sees them, so that every step leaves them zero.
+    A plain mask is permanent: where it is zero, so are weight, average and momentum; gradients are masked before the
+    optimizer uses them, so that every step leaves these zeros.
 
-    Under a *double* mask the forward pass sees masked weights and the optimizer trains all of them: between the
-    optimizer's step and the next one the parameter is masked and its full values are kept in ``hidden``. So
-    validation and checkpoints always see what the forward pass sees. Only double masks have other values than 0 and 1.
+    Under a *double* mask the forward pass uses masked weights while the optimizer trains all of them: from one optimizer
+    step to the next the parameter is masked and its full values are kept in ``hidden``. So validation and checkpoints
+    always use the weights of the forward pass. Only double masks may have values other than 0 and 1.
 
-    The moving average is zero where a mask is; of a weight that comes back it begins anew at the weight's value.
+    The moving average is zero where a mask is zero; when a weight comes back, its average restarts at the weight's value.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class Masks:
         self.masks_gradients: set[str] = set()
 
     def full(self, name: str, parameter: Tensor) -> Tensor:
-        """Return a parameter's values before any double mask."""
+        """Return a parameter's values without a double mask."""
         return self.hidden.get(name, parameter.detach())
 
     @torch.no_grad()
     def set_(self, run: LoopState, masks: Mapping[str, Tensor], double: bool = False, mask_gradients: bool = False) -> None:
-        """Take up masks, and apply them."""
+        """Set masks and apply them."""
         parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name, mask in masks.items():
             parameter = parameters[name]
@@ -53,12 +53,12 @@ class Masks:
                 self.double.add(name)
                 (self.masks_gradients.add if mask_gradients else self.masks_gradients.discard)(name)
             else:
-                parameter.copy_(full)  # what an older double mask hid, and this one does not, is there again
+                parameter.copy_(full)  # restores what an earlier double mask hid and this mask does not
                 self._settle_(run, name, parameter, averages[name])
 
     @torch.no_grad()
     def rewrite_(self, run: LoopState, weights: Mapping[str, Tensor]) -> None:
-        """Give weights new values: what is hidden of them, and their average, too."""
+        """Replace the values of weights, including their hidden values and their average."""
         parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name, values in weights.items():
             held = [self.hidden[name]] if name in self.hidden else []
@@ -66,7 +66,7 @@ class Masks:
                 tensor.copy_(values)
 
     def _settle_(self, run: LoopState, name: str, parameter: nn.Parameter, average: nn.Parameter) -> None:
-        """Make a mask plain: nothing behind it is remembered anywhere. A factor that it had is in the weight already."""
+        """Make a mask plain and forget the values behind it. If it had factors, the weight contains them already."""
         self.values[name] = (self.values[name] != 0).to(parameter.dtype)
         self.hidden.pop(name, None)
         self.double.discard(name)
@@ -78,14 +78,14 @@ class Masks:
 
     @torch.no_grad()
     def keep_(self, run: LoopState, names: Iterable[str]) -> None:
-        """Make double masks plain, for good."""
+        """Make double masks plain, permanently."""
         parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name in sorted(self.double & set(names)):
             self._settle_(run, name, parameters[name], averages[name])
 
     @torch.no_grad()
     def release_(self, run: LoopState, names: Iterable[str], double_only: bool = True) -> None:
-        """Take masks away; what a double mask hid comes back."""
+        """Remove masks; what a double mask hid comes back."""
         parameters, averages = weights_by_name(run.model), weights_by_name(run.averaged)
         for name in names:
             if name in self.hidden:
@@ -100,7 +100,7 @@ class Masks:
 
     @torch.no_grad()
     def before_step_(self, run: LoopState) -> None:
-        """Show the optimizer full weights under double masks, and no gradient of weights under plain ones."""
+        """Give the optimizer the full weights under double masks, and zero the gradients under plain ones."""
         parameters = weights_by_name(run.model)
         for name in list(self.hidden):
             parameters[name].copy_(self.hidden.pop(name))
@@ -115,7 +115,7 @@ class Masks:
 
     @torch.no_grad()
     def after_step_(self, run: LoopState) -> None:
-        """Apply the masks to what a step has changed."""
+        """Apply the masks after a step of the optimizer."""
         if not self.values:
             return
         parameters = weights_by_name(run.model)
@@ -130,19 +130,19 @@ class Masks:
             if name not in self.hidden:
                 self.hidden[name] = parameters[name].detach().clone()
                 parameters[name].mul_(self.values[name])
-            if run.ema:  # a factor is none of the average's: multiplied in at every step, it would grow without end
+            if run.ema:  # zeros only: a factor applied at every step would grow without bound
                 averages[name].mul_(self.values[name] != 0)
 
     def cut_(self, cut: Cut) -> None:
-        """Follow a cut of the network's channels."""
+        """Apply a cut of the network's channels."""
         for tensors in (self.values, self.hidden):
             for name in list(tensors):
                 tensors[name] = cut.of(name, tensors[name]).clone()
         for name in [name for name, mask in self.values.items() if name not in self.double and bool(mask.all())]:
-            del self.values[name]  # all that it hid is gone
+            del self.values[name]  # everything it hid was cut away
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs; masks of zeros and ones as booleans."""
+        """Return the state for a resumed run; masks of zeros and ones as booleans."""
         values = {name: mask.bool() if bool(((mask == 0) | (mask == 1)).all()) else mask for name, mask in self.values.items()}
         return {
             "values": values,
@@ -152,7 +152,7 @@ class Masks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Take up what ``state_dict`` returned, for a model of the same shapes."""
+        """Restore what ``state_dict`` returned, for a model of the same shapes."""
         parameters = weights_by_name(model)
 
         def like(name: str, tensor: Tensor) -> Tensor:
@@ -164,6 +164,6 @@ class Masks:
 
 
 def _revive_(average: Tensor, full: Tensor, old: Tensor | None, new: Tensor) -> None:
-    """Begin the average of what an old mask hid and a new one does not at the weight's value; a decay of 0.9999 is slow."""
+    """Start the average of weights that come back at their values, in place: with a decay of 0.9999 it would follow slowly."""
     if old is not None:
         average.copy_(torch.where((old == 0) & (new != 0) & (average == 0), full, average))

@@ -1,4 +1,4 @@
-"""What a schedule may measure: a network's channel groups, its feature maps and its gradients on calibration images."""
+"""Measurements of a network for a schedule: channel groups, scores of filters, gradients, on calibration images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Measurements:
 
     Args:
         model: the network.
-        calibration: gives the images; called when something needs them.
-        seed: of what criteria draw.
+        calibration: returns the images; called when they are first needed.
+        seed: of criteria that draw at random.
     """
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Measurements:
         return self._graph
 
     def forget_graph(self) -> None:
-        """Trace anew when the groups are needed next: the network was cut."""
+        """Trace again when the groups are next needed: the network was cut."""
         self._graph = None
 
     @property
@@ -72,9 +72,9 @@ class Measurements:
     def filter_scores(self, criterion: str) -> dict[str, Tensor]:
         """Return scores [O] of the filters by name of the weight, for the weights whose channels can be cut.
 
-        Equal scores are told apart by a billionth of the scale, in the criterion's own order.
+        Ties are broken by a billionth of the scale, in the criterion's own order.
         """
-        model = plain_copy(self.model) if is_quantized(self.model) else self.model  # the graph is that of the plain layers
+        model = plain_copy(self.model) if is_quantized(self.model) else self.model  # the graph has the plain layers
         with eval_mode(model):
             scored = score(criterion, model, self.graph, self.examples, self.seed).groups
         found: dict[str, Tensor] = {}
@@ -91,7 +91,7 @@ class Measurements:
         return {name: values for name, values in found.items() if not values.isnan().any()}
 
     def gradients(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return gradients of the mean cross-entropy over the first calibration images, in eval mode."""
+        """Return gradients of the mean cross-entropy over the first ``GRADIENT_IMAGES`` calibration images, in eval mode."""
         parameters = weights_by_name(self.model)
         wanted = [parameters[name] for name in names]
         flags = [parameter.requires_grad for parameter in wanted]

@@ -1,7 +1,6 @@
-"""What a schedule's policies do while they are active: prune, regularize, set the learning rate.
+"""The policies of a schedule that prune, regularize and set the learning rate.
 
-A policy is a hook that the scheduler calls in the epochs of its window only. Thinning and distillation are policies of
-their own files.
+Policies that remove channels, quantize or distil have their own files.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from compression.schedule.learning_rates import Plateau
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
-from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
+from compression.schedule.pruners.pruner import Decision, Pruner, PruningTask
 from compression.schedule.regularizers.regularizer import Regularizer
-from compression.schedule.windows import Window
+from compression.schedule.schedule import PolicyEntry
 from models.quantized.preparing import weights_by_name
 from utils import distributed
 from utils.data.loaders import mix_seed
@@ -29,21 +28,41 @@ from utils.loop.hooks import Hook, LoopState
 from utils.options import boolean, by_parameter, integer, number, option, optional
 
 
+class Policy(Hook):
+    """A hook that the scheduler calls only in the epochs of its window; the methods below it calls in every epoch."""
+
+    def __init__(self, entry: PolicyEntry) -> None:
+        self.name, self.window = entry.name, entry.window
+
+    def target_epoch(self, epochs: int) -> int:
+        """Return the epoch of a run of ``epochs`` epochs in which the network's final form is reached; -1 if this does not shape it."""
+        return -1
+
+    def check_start(self, run: LoopState) -> None:
+        """Raise a UserError at the beginning of an epoch if the policy can't act on this network."""
+
+    def end_window(self, run: LoopState) -> None:
+        """Called once, when the window is over."""
+
+    def after_masks(self, run: LoopState) -> None:
+        """Called after masks were applied to new weights."""
+
+
 @dataclass(frozen=True)
 class PruningOptions:
     """The ``args`` of a pruner's policy, with Distiller's meaning.
 
     Attributes:
-        levels: replace the pruner's own.
-        keep_mask: what the window's last masks hide goes for good (without it, double copies come back).
-        mini_batch_pruning_frequency: ask the pruner again every so many batches.
-        mask_on_forward_only: with double copies, weights are masked in the forward pass and trained whole. Without them
-            it changes nothing here: what is validated and saved is always masked.
-        mask_gradients: under a double mask, let only the kept weights train.
+        levels: replace the pruner's own levels.
+        keep_mask: what the window's last masks hide is pruned for good (otherwise, double copies come back).
+        mini_batch_pruning_frequency: ask the pruner again after every so many batches.
+        mask_on_forward_only: with double copies, weights are masked in the forward pass and trained in full. Without them
+            it has no effect here: validation and checkpoints always use masked weights.
+        mask_gradients: under a double mask, train only the kept weights.
         use_double_copies: keep the values behind the masks.
-        discard_masks_at_minibatch_end: a mask lasts for one batch, and what it hid comes back. (Distiller lost it, unless
-            use_double_copies was set too.)
-        skip_first_minibatch: ask first after one batch, not before the window's first epoch.
+        discard_masks_at_minibatch_end: a mask lasts for one batch; then what it hid comes back. (In Distiller it was lost
+            unless use_double_copies was set too.)
+        skip_first_minibatch: in the window's first epoch, ask after the first batch and not before it.
         fold_batchnorm: show the pruner the weights with batch norm folded in: w * gamma / sqrt(var + eps).
     """
 
@@ -59,7 +78,7 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         if self.mask_gradients and not self.mask_on_forward_only:
-            raise UserError("mask_gradients needs mask_on_forward_only: gradients of masks that hold are masked anyway")
+            raise UserError("mask_gradients needs mask_on_forward_only: plain masks always mask the gradients")
 
     @property
     def double(self) -> bool:
@@ -69,40 +88,26 @@ class PruningOptions:
 
 @dataclass(frozen=True)
 class RegularizingOptions:
-    """The ``args`` of a regularizer's policy: with ``keep_mask`` what its threshold zeroes at the window's end stays zero."""
+    """The ``args`` of a regularizer's policy: with ``keep_mask``, what is below its threshold at the window's end stays zero."""
 
     keep_mask: bool = option(boolean, False)
 
 
-class PruningPolicy(Hook):
+class PruningPolicy(Policy):
     """Asks a pruner at the beginning of each of its epochs, or every so many batches."""
 
-    def __init__(
-        self, name: str, pruner: Pruner, window: Window, options: PruningOptions, masks: Masks, measurements: Measurements
-    ) -> None:
-        if options.levels is not None:
-            if not hasattr(pruner, "levels"):
-                raise UserError(f"args.levels: {type(pruner).__name__} has no levels")
-            pruner = replace(pruner, levels=options.levels)  # type: ignore[call-arg]  # another policy may use the file's
-        self.name, self.pruner, self.window, self.options = name, pruner, window, options
+    def __init__(self, entry: PolicyEntry, masks: Masks, measurements: Measurements) -> None:
+        super().__init__(entry)
+        self.pruner: Pruner = entry.instance
+        self.options: PruningOptions = entry.options
         self.masks, self.measurements = masks, measurements
 
     def check(self) -> None:
-        """Check that the pruner can prune the network as it is now.
+        """Raise a UserError if the pruner can't prune the network as it is now."""
+        self.pruner.check({name: parameter.detach() for name, parameter in weights_by_name(self.measurements.model).items()})
 
-        Raises:
-            UserError: it can't.
-        """
-        self.pruner.check({key: parameter.detach() for key, parameter in weights_by_name(self.measurements.model).items()})
-
-    def reached(self, epochs: int) -> int:
-        """Return the epoch at which its target is reached in a run of so many epochs; -1 where it has none."""
-        last = self.window.last_within(epochs)
-        return -1 if last is None or self.options.discard_masks_at_minibatch_end else last
-
-    def moment(self, epoch: int) -> Moment:
-        """Return what the pruner is told of time."""
-        return Moment(epoch, self.window.first, self.window.last, self.window.end, self.window.frequency)
+    def target_epoch(self, epochs: int) -> int:
+        return -1 if self.options.discard_masks_at_minibatch_end else self.window.last_within(epochs)
 
     def on_epoch_begin(self, run: LoopState) -> None:
         skips = self.options.skip_first_minibatch and run.epoch == self.window.first and run.steps_per_epoch > 1
@@ -124,18 +129,18 @@ class PruningPolicy(Hook):
         if self.options.keep_mask and run.epoch == self.window.last_within(run.epochs):
             self.masks.keep_(run, self.pruner.parameters())
 
-    def on_window_end(self, run: LoopState) -> None:
-        """Give back what double masks hide; called once the window lies behind."""
+    def end_window(self, run: LoopState) -> None:
         if self.options.use_double_copies and not self.options.keep_mask:
             self.masks.release_(run, self.pruner.parameters())
 
     def _ask(self, run: LoopState) -> None:
+        """Let the pruner decide, and apply its decision."""
         weights = {name: self.masks.full(name, parameter) for name, parameter in weights_by_name(run.model).items()}
         if self.options.fold_batchnorm:
             weights |= fold_batchnorm(run.model, weights, self.pruner.parameters())
         generator = torch.Generator().manual_seed(mix_seed(run.seed, zlib.crc32(self.name.encode()), run.epoch, run.step))
         task = PruningTask(
-            moment=self.moment(run.epoch),
+            moment=self.window.moment(run.epoch),
             weights=weights,
             masks=self.masks.values,
             generator=generator,
@@ -146,9 +151,9 @@ class PruningPolicy(Hook):
         )
         with torch.no_grad():
             decision = agreed(self.pruner.decide(task))
-        scaled = [name for name, mask in decision.masks.items() if not bool(((mask == 0) | (mask == 1)).all())]
+        scaled = any(not bool(((mask == 0) | (mask == 1)).all()) for mask in decision.masks.values())
         if scaled and not self.options.double:
-            raise UserError(f"{type(self.pruner).__name__} makes up for what it drops, which needs use_double_copies: true")
+            raise UserError(f"{type(self.pruner).__name__} compensates for the filters that it drops, which needs use_double_copies: true")
         self.masks.rewrite_(run, decision.weights)
         self.masks.set_(run, decision.masks, self.options.double, self.options.mask_gradients)
 
@@ -170,9 +175,9 @@ def agreed(decision: Decision) -> Decision:
 
 
 def fold_batchnorm(model: nn.Module, weights: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return the named convolutions' weights as they are with the batch norm behind them folded in (arXiv:1806.08342).
+    """Return the weights of the named convolutions with the batch norm that follows each folded in (arXiv:1806.08342).
 
-    The batch norm behind a convolution is the next module in the network's order, where it has as many channels.
+    A batch norm follows a convolution if it is the next module in the network's order and has as many channels.
     """
     modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     folded = {}
@@ -186,19 +191,21 @@ def fold_batchnorm(model: nn.Module, weights: Mapping[str, Tensor], names: tuple
     return folded
 
 
-class RegularizationPolicy(Hook):
-    """Adds a regularizer's term to the loss; what its threshold finds too small is zeroed after every step.
+class RegularizationPolicy(Policy):
+    """Adds a regularizer's term to the loss, and zeroes what is below its threshold after every step.
 
-    In the moving average it is zeroed too: what is validated and saved is as sparse as what is trained.
+    The moving average is zeroed too: what is validated and saved is as sparse as what is trained.
     """
 
-    def __init__(self, name: str, regularizer: Regularizer, window: Window, options: RegularizingOptions, masks: Masks) -> None:
-        self.name, self.regularizer, self.window, self.options, self.masks = name, regularizer, window, options, masks
+    def __init__(self, entry: PolicyEntry, masks: Masks) -> None:
+        super().__init__(entry)
+        self.regularizer: Regularizer = entry.instance
+        self.options: RegularizingOptions = entry.options
+        self.masks = masks
 
-    def reached(self, epochs: int) -> int:
-        """Return the epoch at which its masks are kept in a run of so many epochs; -1 where they never are."""
-        last = self.window.last_within(epochs)
-        return -1 if last is None or not (self.options.keep_mask and self.regularizer.thresholds) else last
+    def target_epoch(self, epochs: int) -> int:
+        keeps = self.options.keep_mask and self.regularizer.threshold_criteria is not None
+        return self.window.last_within(epochs) if keeps else -1
 
     def before_backward_pass(self, run: LoopState) -> Tensor:
         term = self.regularizer.loss(weights_by_name(run.model))
@@ -206,33 +213,31 @@ class RegularizationPolicy(Hook):
         return run.loss + term
 
     def on_minibatch_end(self, run: LoopState) -> None:
+        if self.regularizer.threshold_criteria is None:
+            return
         parameters = weights_by_name(run.model)
         masks = self.regularizer.masks({name: parameter.detach() for name, parameter in parameters.items()})
-        if not masks:
-            return
         if self.options.keep_mask and run.epoch == self.window.last_within(run.epochs) and run.step == run.steps_per_epoch - 1:
             self.masks.set_(run, agreed(Decision(masks)).masks)
-        else:
-            averages = weights_by_name(run.averaged)
-            with torch.no_grad():
-                for name, mask in masks.items():
-                    for tensor in (parameters[name], averages[name]):
-                        tensor.mul_(mask)
+            return
+        averages = weights_by_name(run.averaged)
+        with torch.no_grad():
+            for name, mask in masks.items():
+                for tensor in (parameters[name], averages[name]):
+                    tensor.mul_(mask)
 
 
-class LearningRatePolicy(Hook):
-    """Sets the rate of the next epoch at the end of each of its epochs: a closed form of the absolute epoch.
+class LearningRatePolicy(Policy):
+    """Sets the rates of the next epoch at the end of each of its epochs.
 
     Args:
+        entry: of the schedule.
         rates: rate of each parameter group by epoch; or a ``Plateau``, which watches the validation.
     """
 
-    def __init__(self, name: str, rates: list[list[float]] | Plateau, window: Window) -> None:
-        self.name, self.rates, self.window = name, rates, window
-
-    def reached(self, epochs: int) -> int:
-        """It has no sparsity to reach."""
-        return -1
+    def __init__(self, entry: PolicyEntry, rates: list[list[float]] | Plateau) -> None:
+        super().__init__(entry)
+        self.rates = rates
 
     def on_epoch_begin(self, run: LoopState) -> None:
         if run.epoch == 0 and run.step == 0 and not isinstance(self.rates, Plateau):  # LinearLR, OneCycleLR begin elsewhere

@@ -1,4 +1,4 @@
-"""Quantization as a schedule's policy: the network is prepared in the window's first epoch, and stays quantized."""
+"""Quantization as a policy of a schedule: the network is quantized in the window's first epoch and remains so."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from compression.quantizers.quantizer import Quantizer
+from compression.schedule.policies import Policy
+from compression.schedule.schedule import PolicyEntry
 from compression.schedule.thinning import ThinningPolicy
-from compression.schedule.windows import Window
 from compression.scoring.calibration import Calibration
 from models.quantized.preparing import input_ranges, is_quantized, prepare_, prepare_alike_, recipe_of, refresh_
 from utils import distributed
 from utils.errors import UserError
-from utils.loop.hooks import Hook, LoopState
+from utils.loop.hooks import LoopState
 
 
 def quantize_(run: LoopState, quantizer: Quantizer, inputs: Tensor, examples: Callable[[], Calibration]) -> None:
-    """Quantize the network of a run and its moving average alike, in place.
+    """Quantize the network of a run and its moving average, in place.
 
     Args:
-        run: its model, average and specification change.
-        quantizer: how.
+        run: its model, average and specification are changed.
+        quantizer: prepares the model.
         inputs: a batch, normalised, on the network's device.
-        examples: gives the calibration images, the same on every rank, where the quantizer needs them.
+        examples: returns the calibration images, the same on every rank; called if the quantizer needs them.
 
     Raises:
         UserError: see ``Quantizer.prepare_model``.
@@ -39,40 +40,27 @@ def quantize_(run: LoopState, quantizer: Quantizer, inputs: Tensor, examples: Ca
     run.restructured()
 
 
-class QuantizationPolicy(Hook):
-    """Quantizes the network before the first batch of its window, and its moving average alike.
+class QuantizationPolicy(Policy):
+    """Quantizes the network and its moving average before the first batch of its window.
 
-    From then on the network trains quantized, also when the window has ended: what is saved is what was trained.
-    Parameters stay the same objects and the schedule's names of them stay, so masks hold as before.
+    From then on the network trains quantized, even after the window: what is saved is what was trained. Parameters remain
+    the same objects under the same names in the schedule, so masks apply as before.
     """
 
-    def __init__(
-        self,
-        name: str,
-        quantizer: Quantizer,
-        window: Window,
-        run: LoopState,
-        examples: Callable[[], Calibration],
-        report: Callable[[str], None],
-    ) -> None:
-        self.name, self.quantizer, self.window, self.run = name, quantizer, window, run
-        self.examples, self.report = examples, report
+    def __init__(self, entry: PolicyEntry, run: LoopState, examples: Callable[[], Calibration], report: Callable[[str], None]) -> None:
+        super().__init__(entry)
+        self.quantizer: Quantizer = entry.instance
+        self.run, self.examples, self.report = run, examples, report
         self.prepared = False
-        if not is_quantized(run.model):  # one that goes on is
-            quantizer.check(run.model)
-        # A group of learned clips is there from the start, so that rates and checkpoints know it.
-        quantizer.mend_(run.optimizer, run.model)
+        if not is_quantized(run.model):  # in a resumed run it may be
+            self.quantizer.check(run.model)
+        # The group of learned clips exists from the start, so that learning rates and checkpoints include it.
+        self.quantizer.mend_(run.optimizer, run.model)
 
-    def reached(self, epochs: int) -> int:
-        """Return the epoch from which on the network is quantized; -1 where it never is in a run of so many epochs."""
+    def target_epoch(self, epochs: int) -> int:
         return self.window.first if self.window.first < epochs else -1
 
     def check_start(self, run: LoopState) -> None:
-        """Check that the network is not one that was quantized before this run.
-
-        Raises:
-            UserError: it is.
-        """
         if not self.prepared and is_quantized(run.model):
             raise UserError(f"{self.name}: the network that the run began with is quantized already; begin with one that is not")
 
@@ -83,10 +71,10 @@ class QuantizationPolicy(Hook):
         self.prepared = True
         self.report(f"{self.name}: {len(recipe_of(run.model))} modules quantized by {type(self.quantizer).__name__}")
 
-    def refresh_(self, run: LoopState) -> None:
-        """Bring the images of the weights up to date, of the network and of its average, once weights and masks are set.
+    def after_masks(self, run: LoopState) -> None:
+        """Update the quantized images of the weights, in the network and in its average.
 
-        An average without float copies is not rounded itself, or it would never move; its forward pass rounds.
+        An average without float copies is not rounded itself, or it would never move; its forward pass rounds it.
         """
         if self.prepared:
             refresh_(run.model)
@@ -97,7 +85,7 @@ class QuantizationPolicy(Hook):
         return {"recipe": recipe_of(self.run.model) if self.prepared else {}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` returned; a network that is not quantized yet is, before its own state is loaded."""
+        """Restore what ``state_dict`` returned, and quantize the network if it is not yet, before its own state is loaded."""
         if not state["recipe"]:
             return
         run = self.run
@@ -112,21 +100,22 @@ class QuantizationPolicy(Hook):
             run.spec = run.spec.with_(quantization=recipe_of(run.model))
 
 
-def check_order(policies: Sequence[Any], epochs: int) -> None:
-    """Check that a network is quantized once, and that nothing is removed from it afterwards.
+def check_order(policies: Sequence[Policy], epochs: int) -> None:
+    """Check that a network is quantized only once, and that no channels are removed afterwards.
 
     Raises:
-        UserError: a second policy quantizes, or one thins too late.
+        UserError: two policies quantize, or one removes channels too late.
     """
-    if len([policy for policy in policies if isinstance(policy, QuantizationPolicy)]) > 1:
+    quantizing = [policy for policy in policies if isinstance(policy, QuantizationPolicy)]
+    if not quantizing:
+        return
+    if len(quantizing) > 1:
         raise UserError("two policies quantize; a network is quantized once, and stays so: leave one out")
-    for quantizing in policies:
-        for thinning in policies:
-            if not isinstance(quantizing, QuantizationPolicy) or not isinstance(thinning, ThinningPolicy):
-                continue
-            last = thinning.window.last_within(epochs)
-            if last is not None and last >= quantizing.window.first:
-                raise UserError(
-                    f"{thinning.name} removes channels in epoch {last}, but {quantizing.name} quantizes from epoch "
-                    f"{quantizing.window.first} on: channels can only be removed before"
-                )
+    first = quantizing[0].window.first
+    for thinning in policies:
+        last = thinning.window.last_within(epochs)
+        if isinstance(thinning, ThinningPolicy) and last >= first:
+            raise UserError(
+                f"{thinning.name} removes channels in epoch {last}, but {quantizing[0].name} quantizes from epoch {first} on: "
+                "channels can only be removed before"
+            )

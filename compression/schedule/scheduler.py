@@ -1,19 +1,18 @@
-"""The compression scheduler: a hook that calls a schedule's policies in their windows and keeps the masks in force."""
+"""The compression scheduler: a hook that calls a schedule's policies in their windows and applies the masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from compression.distillation.losses import DistillationLossWeights, load_teacher
 from compression.schedule.distillation_policy import DistillationPolicy
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
-from compression.schedule.policies import LearningRatePolicy, PruningPolicy, RegularizationPolicy
+from compression.schedule.policies import LearningRatePolicy, Policy, PruningPolicy, RegularizationPolicy
 from compression.schedule.quantization_policy import QuantizationPolicy, check_order
-from compression.schedule.reading import Entry, Schedule
+from compression.schedule.schedule import PolicyEntry, Schedule
 from compression.schedule.thinning import FilterRemover, ThinningPolicy
 from compression.schedule.timeline import warnings
 from compression.scoring.calibration import Calibration
@@ -31,17 +30,16 @@ def report_on_main(line: str) -> None:
 
 
 class CompressionScheduler(Hook):
-    """Carries a schedule out.
+    """Applies a schedule to a training run.
 
-    Policies act in the order of the file. A mask that was set stays in force after its policy's window, until another
-    one takes its place, or until the window's end where it hid weights that go on training (``use_double_copies``
-    without ``keep_mask``).
+    Policies act in the order of the file. A mask remains in force after its policy's window until another mask replaces
+    it; a mask over weights that keep training (``use_double_copies`` without ``keep_mask``) ends with the window.
 
     Args:
         schedule: what to do and when.
-        run: the loop's state; its model and optimizer are what the schedule acts on.
-        calibration: gives images, for policies that measure the network, and for thinning.
-        report: says what happens, a line at a time.
+        run: the loop's state; the schedule acts on its model and optimizer.
+        calibration: returns images, for policies that measure the network, and for thinning.
+        report: receives one line per event.
 
     Raises:
         UserError: a policy does not fit the network, the optimizer or the length of the run.
@@ -57,57 +55,47 @@ class CompressionScheduler(Hook):
         self.schedule, self.report, self.epochs = schedule, report, run.epochs
         self.masks = Masks()
         self.measurements = Measurements(run.model, calibration, run.seed)
-        self.policies = [self._checked(entry, run) for entry in schedule.entries]
+        self.policies = [self._policy(entry, run) for entry in schedule.entries]
         check_order(self.policies, run.epochs)
         self.ended: set[int] = set()
-        # The filters that will be removed are masked with their biases and norms, so that the removal changes nothing.
+        # Filters that will be removed are masked together with their biases and norms, so that removal changes nothing.
         self.removes_filters = any(isinstance(entry.instance, FilterRemover) for entry in schedule.of("extension"))
-        self.target_epoch = max((policy.reached(run.epochs) for policy in self.policies), default=-1)
+        self.target_epoch = max((policy.target_epoch(run.epochs) for policy in self.policies), default=-1)
 
-    def _checked(self, entry: Entry, run: LoopState) -> Any:
+    def _policy(self, entry: PolicyEntry, run: LoopState) -> Policy:
+        """Make a policy; an error names the file and the policy."""
         try:
-            return self._make(entry, run)
+            match entry.kind:
+                case "pruner":
+                    policy = PruningPolicy(entry, self.masks, self.measurements)
+                    if not run.plan:  # if the network was cut, the policy may be over; it checks the network when it acts
+                        policy.check()
+                    return policy
+                case "regularizer":
+                    return RegularizationPolicy(entry, self.masks)
+                case "lr_scheduler":
+                    initial = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
+                    return LearningRatePolicy(entry, entry.instance.of(initial, run.epochs))
+                case "extension":
+                    return ThinningPolicy(entry, self.masks, self.measurements, self.report)
+                case "quantizer":
+                    return QuantizationPolicy(entry, run, lambda: self.measurements.examples, self.report)
+                case _:
+                    return DistillationPolicy(entry, run)
         except UserError as error:
-            raise UserError(
-                f"{self.schedule.source}: {entry.name}: {error}" if self.schedule.source else f"{entry.name}: {error}"
-            ) from None
+            source = f"{self.schedule.source}: " if self.schedule.source else ""
+            raise UserError(f"{source}{entry.name}: {error}") from None
 
-    def _make(self, entry: Entry, run: LoopState) -> Any:
-        if entry.kind == "pruner":
-            policy = PruningPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks, self.measurements)
-            if not run.plan:  # of a network that was cut, a policy may have done its work before; it checks when it acts
-                policy.check()
-            return policy
-        if entry.kind == "regularizer":
-            return RegularizationPolicy(entry.name, entry.instance, entry.window, entry.options, self.masks)
-        if entry.kind == "lr_scheduler":
-            initial = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
-            return LearningRatePolicy(entry.name, entry.instance.of(initial, run.epochs), entry.window)
-        if entry.kind == "extension":
-            return ThinningPolicy(entry.name, entry.instance.role, entry.window, self.masks, self.measurements, self.report)
-        if entry.kind == "quantizer":
-            return QuantizationPolicy(entry.name, entry.instance, entry.window, run, lambda: self.measurements.examples, self.report)
-        if entry.kind == "distiller":
-            return self._teaching(entry, run)
-        raise UserError(f"this version has no {entry.kind}")
-
-    def _teaching(self, entry: Entry, run: LoopState) -> DistillationPolicy:
-        if run.spec is None:
-            raise UserError("to load a teacher, the student's specification must be known; pass it as spec")
-        teacher = load_teacher(entry.instance.flags(), run.spec, next(run.model.parameters()).device)
-        weights = DistillationLossWeights(entry.instance.distill_wt, entry.instance.student_wt, entry.instance.teacher_wt)
-        return DistillationPolicy(entry.name, entry.window, run.model, teacher, entry.instance.temperature, weights)
-
-    def active(self, run: LoopState) -> Sequence[Any]:
-        """Return the policies whose window holds the current epoch."""
+    def active(self, run: LoopState) -> list[Policy]:
+        """Return the policies whose window contains the current epoch."""
         return [policy for policy in self.policies if policy.window.applies(run.epoch)]
 
     def target_reached(self, run: LoopState) -> bool:
-        """Whether all pruning and thinning of this run lies behind: only from then on can an epoch be the best."""
+        """Whether pruning, thinning and quantization are complete; only from then on can an epoch be the best."""
         return run.epoch >= self.target_epoch
 
     def describe(self) -> list[str]:
-        """Return lines that say what acts when, which parameters each pattern matched, and what to beware of."""
+        """Return lines that say what acts when, which parameters each pattern matched, and any warnings."""
         teachers = [policy for policy in self.policies if isinstance(policy, DistillationPolicy)]
         notes = [f"{policy.name}: {note}" for policy in teachers for note in policy.teacher.notes]
         return [*self.schedule.describe(), *notes, *warnings(self.schedule, self.epochs)]
@@ -116,9 +104,8 @@ class CompressionScheduler(Hook):
         for place, policy in enumerate(self.policies):
             if policy.window.end <= run.epoch and place not in self.ended:
                 self.ended.add(place)
-                if isinstance(policy, PruningPolicy):
-                    policy.on_window_end(run)
-        for policy in self._quantizing():
+                policy.end_window(run)
+        for policy in self.policies:
             policy.check_start(run)
         for policy in self.active(run):
             policy.on_epoch_begin(run)
@@ -145,21 +132,18 @@ class CompressionScheduler(Hook):
         for policy in self.active(run):
             policy.on_minibatch_end(run)
         self.masks.after_step_(run)
-        for policy in self._quantizing():
-            policy.refresh_(run)
+        for policy in self.policies:
+            policy.after_masks(run)
 
     def on_epoch_end(self, run: LoopState) -> None:
         for policy in self.active(run):
             policy.on_epoch_end(run)
-        for policy in self._quantizing():
-            policy.refresh_(run)
-
-    def _quantizing(self) -> list[QuantizationPolicy]:
-        return [policy for policy in self.policies if isinstance(policy, QuantizationPolicy)]
+        for policy in self.policies:
+            policy.after_masks(run)
 
     def _mask_followers(self, run: LoopState) -> None:
-        """Mask the biases and norms of filters that are masked whole, where the schedule will remove them."""
-        if not self.removes_filters or is_quantized(run.model):  # all removals lie behind
+        """Mask the biases and norms of entirely masked filters, if the schedule will remove these filters."""
+        if not self.removes_filters or is_quantized(run.model):  # nothing is removed after quantization
             return
         plain = {name: mask for name, mask in self.masks.values.items() if name not in self.masks.double and mask.ndim > 1}
         if not plain or all(bool(mask.all()) for mask in plain.values()):

@@ -1,7 +1,7 @@
-"""Thinning: what a schedule has zeroed is removed physically, in the midst of training.
+"""Thinning: physically remove the channels that a schedule has zeroed, during training.
 
-Every cut is proved (see ``surgery``), carries the optimizer's state, the moving average and the masks along, and is
-written into the plan that the checkpoint holds, so that a thinned network reloads by its shapes.
+Every cut is proved (see ``surgery``), is applied to the optimizer's state, the moving average and the masks as well, and is
+recorded in the checkpoint's plan, so that a thinned network reloads by its shapes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from compression.pruning.plan import PruningPlan
 from compression.pruning.surgery import shrink_
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
-from compression.schedule.windows import Window
+from compression.schedule.policies import Policy
+from compression.schedule.schedule import PolicyEntry
 from compression.tracing.cutting import plan_cut, relative_difference
 from compression.tracing.dead_units import dead_units
 from models.networks.widths import group_counts
-from utils.loop.hooks import Hook, LoopState
+from utils.loop.hooks import LoopState
 from utils.modes import eval_mode
 
 PROOF_IMAGES = 8
@@ -28,17 +29,14 @@ PROOF_IMAGES = 8
 
 @dataclass(frozen=True)
 class FilterRemover:
-    """Removes the channels of which every filter that makes them is zero.
-
-    Where channels are added (a residual sum), a channel goes when all the filters that are added are zero.
-    """
+    """Removes the channels whose filters are all zero; of a residual sum, the filters of every summand."""
 
     role = "producer"
 
 
 @dataclass(frozen=True)
 class ChannelRemover:
-    """Removes the channels that no weight reads any more, with the filters that make them."""
+    """Removes the channels that no weight reads any more, together with the filters that produce them."""
 
     role = "reader"
 
@@ -48,11 +46,12 @@ EXTENSIONS: dict[str, type] = {"FilterRemover": FilterRemover, "ChannelRemover":
 
 @dataclass(frozen=True)
 class Thinned:
-    """What a cut did: channels left of how many by group, and what it changed.
+    """What a cut did.
 
     Attributes:
-        change: largest difference of the outputs from those before, relative to their scale.
-        proof: the same between the shrunk network and the masked one, which is proved to be below 1e-4.
+        groups: (channels left, channels before) by group.
+        change: largest difference between the outputs before and after, relative to their scale.
+        proof: the same between the masked network and the shrunk one, proved to be below 1e-4.
     """
 
     groups: dict[str, tuple[int, int]]
@@ -62,21 +61,19 @@ class Thinned:
     def __str__(self) -> str:
         if not self.groups:
             return "nothing to remove: no channel is zero throughout"
-        few = [f"{name} {left} of {size}" for name, (left, size) in list(self.groups.items())[:4]]
+        few = ", ".join(f"{name} {left} of {size}" for name, (left, size) in list(self.groups.items())[:4])
         more = f" and {len(self.groups) - 4} more groups" if len(self.groups) > 4 else ""
-        return (
-            f"removed channels, left are {', '.join(few)}{more}; outputs changed by {self.change:.1g}, shrunk == masked to {self.proof:.1g}"
-        )
+        return f"removed channels, left are {few}{more}; outputs changed by {self.change:.1g}, shrunk == masked to {self.proof:.1g}"
 
 
 def thin_(run: LoopState, masks: Masks, measurements: Measurements, role: str) -> Thinned:
-    """Remove dead channels, in place, from the network and from everything that goes along with it.
+    """Remove dead channels, in place, from the network and from everything that depends on its shapes.
 
     Args:
-        run: its model, optimizer, average, plan and specification change.
-        masks: cut alike.
-        measurements: its channel groups, and images for the proof.
-        role: "producer" removes what no filter makes any more, "reader" what no weight reads.
+        run: its model, optimizer, average, plan and specification are cut.
+        masks: cut too.
+        measurements: the channel groups, and images for the proof.
+        role: "producer" removes channels whose filters are zero, "reader" those that no weight reads.
 
     Raises:
         UserError: the optimizer's state can't be cut.
@@ -105,21 +102,18 @@ def thin_(run: LoopState, masks: Masks, measurements: Measurements, role: str) -
     return Thinned({name: (len(units), sizes[name]) for name, units in keep.items()}, change, proof)
 
 
-class ThinningPolicy(Hook):
-    """Thins before the first batch of each of its epochs."""
+class ThinningPolicy(Policy):
+    """Removes channels before the first batch of each of its epochs."""
 
-    def __init__(
-        self, name: str, role: str, window: Window, masks: Masks, measurements: Measurements, report: Callable[[str], None]
-    ) -> None:
-        self.name, self.role, self.window = name, role, window
+    def __init__(self, entry: PolicyEntry, masks: Masks, measurements: Measurements, report: Callable[[str], None]) -> None:
+        super().__init__(entry)
+        self.remover: FilterRemover | ChannelRemover = entry.instance
         self.masks, self.measurements, self.report = masks, measurements, report
 
-    def reached(self, epochs: int) -> int:
-        """Return the last epoch in which channels are removed in a run of so many epochs; -1 where none are."""
-        last = self.window.last_within(epochs)
-        return -1 if last is None else last
+    def target_epoch(self, epochs: int) -> int:
+        return self.window.last_within(epochs)
 
     def on_minibatch_begin(self, run: LoopState) -> None:
         if run.step == 0:
-            thinned = thin_(run, self.masks, self.measurements, self.role)
+            thinned = thin_(run, self.masks, self.measurements, self.remover.role)
             self.report(f"{self.name}: {thinned}")

@@ -1,25 +1,23 @@
-"""What a schedule will do, epoch by epoch, before anything is trained."""
+"""What a schedule will do, epoch by epoch, known before training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from compression.schedule.learning_rates import Plateau
-from compression.schedule.pruners.pruner import Moment
-from compression.schedule.reading import Rates, Schedule
+from compression.schedule.schedule import Schedule
 
 
 def timeline(schedule: Schedule, epochs: int, lr0: float, fallback: Sequence[float] | None = None) -> str:
-    """Return a table: per epoch what is active, the target sparsity of each pruner, and the learning rate.
+    """Return a table of the active policies, the target sparsity of each pruner, and the learning rate by epoch.
 
-    Neighbouring epochs in which the same is active, with the same targets, are one row; of their rates the first and
-    the last are shown.
+    Consecutive epochs with the same policies and targets form one row, with their first and last learning rate.
 
     Args:
         schedule: a checked schedule.
         epochs: of the run.
         lr0: the initial learning rate.
-        fallback: rates by epoch where no policy sets them.
+        fallback: rates by epoch if no policy sets them.
     """
     rates = rates_by_epoch(schedule, epochs, lr0, fallback)
     rows: list[tuple[int, int, str]] = []
@@ -43,39 +41,34 @@ def _active(schedule: Schedule, epoch: int) -> list[str]:
     for entry in schedule.entries:
         if not entry.window.applies(epoch):
             continue
-        target = None
-        if entry.kind == "pruner":
-            window, levels = entry.window, set((getattr(entry.options, "levels", None) or {}).values())
-            target = entry.instance.target(Moment(epoch, window.first, window.last, window.end, window.frequency))
-            if levels:
-                target = levels.pop() if len(levels) == 1 else None
+        target = entry.instance.target(entry.window.moment(epoch)) if entry.kind == "pruner" else None
         found.append(entry.name if target is None else f"{entry.name} ({target:.1%})")
     return found
 
 
 def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequence[float] | None = None) -> list[float | None]:
-    """Return the learning rate in each epoch; None where it follows the validation."""
+    """Return the learning rate of each epoch; None if it depends on the validation."""
     entries = schedule.of("lr_scheduler")
     if not entries:
         return list(fallback[:epochs]) if fallback else [lr0] * epochs
     rates: list[float | None] = [lr0]
-    forms = {entry.name: entry.instance.of([lr0], epochs) for entry in entries if isinstance(entry.instance, Rates)}
-    for entry in entries:  # LinearLR and OneCycleLR begin elsewhere than at lr0
-        form = forms[entry.name]
-        if entry.window.applies(0) and not isinstance(form, Plateau):
-            rates[0] = form[0][0]
+    tables = {entry.name: entry.instance.of([lr0], epochs) for entry in entries}
+    for entry in entries:  # LinearLR and OneCycleLR do not begin at lr0
+        table = tables[entry.name]
+        if entry.window.applies(0) and not isinstance(table, Plateau):
+            rates[0] = table[0][0]
     for epoch in range(epochs - 1):
         rate = rates[-1]
         for entry in entries:
             if entry.window.applies(epoch):
-                form = forms[entry.name]
-                rate = None if isinstance(form, Plateau) else form[epoch + 1][0]
+                table = tables[entry.name]
+                rate = None if isinstance(table, Plateau) else table[epoch + 1][0]
         rates.append(rate)
     return rates
 
 
 def warnings(schedule: Schedule, epochs: int) -> list[str]:
-    """Return a line for each thing that a run of so many epochs would cut short, or that counts otherwise than it seems."""
+    """Return a line for each policy that a run of ``epochs`` epochs cuts short, or whose effect may surprise."""
     lines = []
     late = {"pruner": "reaches its target in", "extension": "removes for the last time in"}
     for entry in schedule.entries:

@@ -1,4 +1,4 @@
-"""When a policy acts: some epochs, or every so many from one to another."""
+"""The epochs in which a policy acts: a list, or every so many from one epoch to another."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compression.schedule.pruners.pruner import Moment
 from utils.options import Place, integer, listed
 
 KEYS = ("epochs", "starting_epoch", "ending_epoch", "frequency")
@@ -15,7 +16,7 @@ FOREVER = 10**6  # epochs that no run reaches
 
 @dataclass(frozen=True)
 class Window:
-    """The epochs, ascending, at which a policy acts; ``end`` is exclusive."""
+    """The epochs, ascending, in which a policy acts; ``end`` is exclusive."""
 
     epochs: Sequence[int]
     end: int
@@ -32,13 +33,17 @@ class Window:
 
     @property
     def last(self) -> int:
-        """The last epoch at which it really acts, which the frequency may put before ``end - 1``."""
+        """The last epoch in which the policy acts; with a frequency above 1 it may lie before ``end - 1``."""
         return self.epochs[-1]
 
-    def last_within(self, epochs: int) -> int | None:
-        """The last epoch of a run of so many epochs at which it acts."""
+    def last_within(self, epochs: int) -> int:
+        """The last epoch in which the policy acts during a run of ``epochs`` epochs; -1 if there is none."""
         count = bisect.bisect_left(self.epochs, epochs)
-        return self.epochs[count - 1] if count else None
+        return self.epochs[count - 1] if count else -1
+
+    def moment(self, epoch: int) -> Moment:
+        """An epoch of the window, as a pruner sees it."""
+        return Moment(epoch, self.first, self.last, self.end, self.frequency)
 
     def __str__(self) -> str:
         if isinstance(self.epochs, range):
@@ -56,7 +61,7 @@ def read_window(policy: Mapping[str, Any], place: Place, endless: bool = False) 
         endless: whether ``ending_epoch`` may be left out; the window then ends with the run.
 
     Raises:
-        UserError: neither form is complete, both are given, or nothing lies between start and end.
+        UserError: neither form is complete, both are given, or there is no epoch between start and end.
     """
     given = [key for key in KEYS if key in policy]
     if "epochs" in given:
@@ -66,7 +71,7 @@ def read_window(policy: Mapping[str, Any], place: Place, endless: bool = False) 
         return Window(tuple(epochs), epochs[-1] + 1)
     if "starting_epoch" not in given or ("ending_epoch" not in given and not endless):
         missing = "ending_epoch" if "starting_epoch" in given else "starting_epoch"
-        raise place.error(f"'{missing}' is missing; say starting_epoch, ending_epoch (exclusive) and frequency, or epochs: [...]")
+        raise place.error(f"'{missing}' is missing; give starting_epoch, ending_epoch (exclusive) and frequency, or epochs: [...]")
     start = integer(0, FOREVER)(policy["starting_epoch"], place / "starting_epoch")
     end = integer(0, FOREVER)(policy["ending_epoch"], place / "ending_epoch") if "ending_epoch" in given else FOREVER
     frequency = integer(1)(policy.get("frequency", 1), place / "frequency")

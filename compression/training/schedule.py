@@ -9,8 +9,8 @@ from torch import nn
 
 from compression.distillation.arguments import DistillationArguments
 from compression.distillation.losses import check
-from compression.schedule.distillation_policy import KnowledgeDistillation
-from compression.schedule.reading import Entry, Schedule, read_schedule, with_entry
+from compression.schedule.reading import read_schedule
+from compression.schedule.schedule import PolicyEntry, Schedule
 from compression.schedule.windows import FOREVER, Window
 from compression.training.arguments import TrainArguments
 from models.quantized.preparing import weights_by_name
@@ -37,8 +37,8 @@ def requested_schedule(arguments: TrainArguments, model: nn.Module, copy: Path |
         if schedule and schedule.of("distiller"):
             raise UserError(f"{schedule.source} has a distiller already; leave out either that or the --kd-* flags")
         window = Window(range(arguments.kd_start_epoch, FOREVER), FOREVER)
-        entry = Entry("distiller", "distillation", "KnowledgeDistillation", KnowledgeDistillation.of_flags(arguments), window)
-        schedule = with_entry(schedule or Schedule(), entry)
+        entry = PolicyEntry("distiller", "distillation", "KnowledgeDistillation", arguments, window)
+        schedule = (schedule or Schedule()).with_entry(entry)
     return schedule
 
 

@@ -1,26 +1,37 @@
-"""Pruners: rules that say which weights stay. One method a file; a new one is a line in ``PRUNERS``."""
+"""Pruners: rules that decide which weights are kept. One method per file; a new one is a line in ``PRUNERS``."""
 
 from __future__ import annotations
 
-from compression.schedule.pruners.activation_apoz import ActivationAPoZRankedFilterPruner, ActivationAPoZRankedFilterPrunerAGP
-from compression.schedule.pruners.activation_mean import ActivationMeanRankedFilterPruner, ActivationMeanRankedFilterPrunerAGP
+from dataclasses import dataclass
+
+from compression.schedule.pruners.activation_apoz import ActivationAPoZRankedPruner
+from compression.schedule.pruners.activation_mean import ActivationMeanRankedPruner
 from compression.schedule.pruners.automated_gradual import AutomatedGradualPruner
 from compression.schedule.pruners.baidu_rnn import BaiduRNNPruner
-from compression.schedule.pruners.batch_norm_scale import BatchNormScaleRankedFilterPruner, BatchNormScaleRankedFilterPrunerAGP
-from compression.schedule.pruners.bernoulli import BernoulliFilterPruner, BernoulliFilterPrunerAGP
-from compression.schedule.pruners.feature_map_rank import FeatureMapRankFilterPruner, FeatureMapRankFilterPrunerAGP
-from compression.schedule.pruners.fm_reconstruction import FMReconstructionChannelPruner, FMReconstructionChannelPrunerAGP
-from compression.schedule.pruners.gradient_ranked import GradientRankedFilterPruner, GradientRankedFilterPrunerAGP
-from compression.schedule.pruners.l1_ranked import L1RankedStructureParameterPruner, L1RankedStructureParameterPrunerAGP
-from compression.schedule.pruners.l2_ranked import L2RankedStructureParameterPruner, L2RankedStructureParameterPrunerAGP
+from compression.schedule.pruners.batch_norm_scale import BatchNormScaleRankedPruner
+from compression.schedule.pruners.bernoulli import BernoulliPruner
+from compression.schedule.pruners.feature_map_rank import FeatureMapRankedPruner
+from compression.schedule.pruners.fm_reconstruction import FMReconstructionPruner
+from compression.schedule.pruners.gradient_ranked import GradientRankedPruner
+from compression.schedule.pruners.l1_ranked import L1RankedPruner
+from compression.schedule.pruners.l2_ranked import L2RankedPruner
 from compression.schedule.pruners.magnitude import MagnitudeParameterPruner
 from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
 from compression.schedule.pruners.random_level import RandomLevelStructureParameterPruner
-from compression.schedule.pruners.random_ranked import RandomRankedFilterPruner, RandomRankedFilterPrunerAGP
+from compression.schedule.pruners.random_ranked import RandomRankedPruner
 from compression.schedule.pruners.sensitivity import SensitivityPruner
+from compression.schedule.pruners.sparsities import FixedSparsity, GradualSparsity
 from compression.schedule.pruners.sparsity_level import SparsityLevelParameterPruner
 from compression.schedule.pruners.splicing import SplicingPruner
 from compression.schedule.pruners.structure_threshold import StructureParameterPruner
+
+
+def fixed_and_gradual(name: str, ranked: type) -> dict[str, type[Pruner]]:
+    """Return the two forms of a kind of ``RankedPruner`` by name: one with a fixed sparsity, and NAME_AGP, whose sparsity grows."""
+    forms = {name: FixedSparsity, f"{name}_AGP": GradualSparsity}
+    classes = {form: type(form, (ranked, sparsity), {"__doc__": ranked.__doc__}) for form, sparsity in forms.items()}
+    return {form: dataclass(kw_only=True)(made) for form, made in classes.items()}
+
 
 PRUNERS: dict[str, type[Pruner]] = {
     "MagnitudeParameterPruner": MagnitudeParameterPruner,
@@ -29,27 +40,17 @@ PRUNERS: dict[str, type[Pruner]] = {
     "AutomatedGradualPruner": AutomatedGradualPruner,
     "BaiduRNNPruner": BaiduRNNPruner,
     "SplicingPruner": SplicingPruner,
-    "L1RankedStructureParameterPruner": L1RankedStructureParameterPruner,
-    "L1RankedStructureParameterPruner_AGP": L1RankedStructureParameterPrunerAGP,
-    "L2RankedStructureParameterPruner": L2RankedStructureParameterPruner,
-    "L2RankedStructureParameterPruner_AGP": L2RankedStructureParameterPrunerAGP,
-    "RandomRankedFilterPruner": RandomRankedFilterPruner,
-    "RandomRankedFilterPruner_AGP": RandomRankedFilterPrunerAGP,
+    **fixed_and_gradual("L1RankedStructureParameterPruner", L1RankedPruner),
+    **fixed_and_gradual("L2RankedStructureParameterPruner", L2RankedPruner),
+    **fixed_and_gradual("RandomRankedFilterPruner", RandomRankedPruner),
     "RandomLevelStructureParameterPruner": RandomLevelStructureParameterPruner,
-    "BernoulliFilterPruner": BernoulliFilterPruner,
-    "BernoulliFilterPruner_AGP": BernoulliFilterPrunerAGP,
-    "GradientRankedFilterPruner": GradientRankedFilterPruner,
-    "GradientRankedFilterPruner_AGP": GradientRankedFilterPrunerAGP,
-    "ActivationAPoZRankedFilterPruner": ActivationAPoZRankedFilterPruner,
-    "ActivationAPoZRankedFilterPruner_AGP": ActivationAPoZRankedFilterPrunerAGP,
-    "ActivationMeanRankedFilterPruner": ActivationMeanRankedFilterPruner,
-    "ActivationMeanRankedFilterPruner_AGP": ActivationMeanRankedFilterPrunerAGP,
-    "FeatureMapRankFilterPruner": FeatureMapRankFilterPruner,
-    "FeatureMapRankFilterPruner_AGP": FeatureMapRankFilterPrunerAGP,
-    "BatchNormScaleRankedFilterPruner": BatchNormScaleRankedFilterPruner,
-    "BatchNormScaleRankedFilterPruner_AGP": BatchNormScaleRankedFilterPrunerAGP,
-    "FMReconstructionChannelPruner": FMReconstructionChannelPruner,
-    "FMReconstructionChannelPruner_AGP": FMReconstructionChannelPrunerAGP,
+    **fixed_and_gradual("BernoulliFilterPruner", BernoulliPruner),
+    **fixed_and_gradual("GradientRankedFilterPruner", GradientRankedPruner),
+    **fixed_and_gradual("ActivationAPoZRankedFilterPruner", ActivationAPoZRankedPruner),
+    **fixed_and_gradual("ActivationMeanRankedFilterPruner", ActivationMeanRankedPruner),
+    **fixed_and_gradual("FeatureMapRankFilterPruner", FeatureMapRankedPruner),
+    **fixed_and_gradual("BatchNormScaleRankedFilterPruner", BatchNormScaleRankedPruner),
+    **fixed_and_gradual("FMReconstructionChannelPruner", FMReconstructionPruner),
     "StructureParameterPruner": StructureParameterPruner,
 }
 

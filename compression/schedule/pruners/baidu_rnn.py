@@ -1,15 +1,16 @@
-"""Element-wise pruning at a threshold that rises in two ramps (arXiv:1704.05119, algorithm 1).
+"""Element-wise pruning with a threshold that rises in two ramps (arXiv:1704.05119, algorithm 1).
 
 theta = 2 q f / (2 (ramp - start) + 3 (end - ramp)),  phi = theta * ramp_slope_mult
 eps(e) = theta (e - start + 1) / f                                  before the ramp
 eps(e) = (theta (ramp - start + 1) + phi (e - ramp + 1)) / f        from the ramp on
-and |w| > eps stays. Epochs take the place of the paper's iterations; f is the frequency.
+Elements with |w| > eps are kept. Epochs replace the paper's iterations; f is the frequency.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compression.schedule.pruners.counts import magnitude_mask
 from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
 from utils.errors import UserError
 from utils.options import integer, number, option, optional, parameters
@@ -20,12 +21,12 @@ class BaiduRNNPruner(Pruner):
     """Keeps the elements whose magnitude is above a threshold that grows with the epoch, faster from the ramp on.
 
     Attributes:
-        q: the magnitude that the threshold is scaled by: the paper takes the 90th percentile of a trained network's.
+        q: scales the threshold; the paper uses the 90th percentile of the magnitudes in a trained network.
         ramp_epoch_offset: epochs from the start of the policy to the ramp.
-        ramp_epoch: the ramp's epoch itself; one of the two is given.
+        ramp_epoch: the epoch of the ramp itself; give one of the two.
         ramp_slope_mult: how much steeper the second ramp is.
-        weights: what is pruned.
-        initial_sparsity, final_sparsity: old files have them; the equations don't.
+        weights: the parameters to prune.
+        initial_sparsity, final_sparsity: accepted because old files have them; unused.
     """
 
     q: float = option(number(above=0))
@@ -45,8 +46,7 @@ class BaiduRNNPruner(Pruner):
 
     def decide(self, task: PruningTask) -> Decision:
         threshold = self.threshold(task.moment)
-        weights = {name: task.weights[name] for name in self.weights}
-        return Decision({name: (weight.abs() > threshold).to(weight.dtype) for name, weight in weights.items()})
+        return Decision({name: magnitude_mask(task.weights[name], threshold) for name in self.weights})
 
     def threshold(self, moment: Moment) -> float:
         """Return eps of an epoch.

@@ -1,24 +1,15 @@
-"""Filters ranked by the scale of the batch norm behind them, Network Slimming (arXiv:1708.06519): score = |gamma|.
+"""Rank filters by the scale of the batch norm that follows them, Network Slimming (arXiv:1708.06519): score = |gamma|.
 
-Train with an L1Regularizer on the scales first. Differs: the paper has one threshold over all layers; here each weight (or
-group of weights) loses the share that it is told to.
+Train with an L1Regularizer on the scales first. Differs: the paper applies one threshold to all layers; here each weight (or
+group of weights) is pruned to its given sparsity.
 """
 
 from __future__ import annotations
 
-from compression.schedule.pruners.measured_ranked import ByCriterion
-from compression.schedule.pruners.targets import AtOnce, Gradual
+from compression.schedule.pruners.criterion_ranked import CriterionRankedPruner
 
 
-class ByBatchNormScale(ByCriterion):
-    """Scores filters by the absolute scale of their batch norm."""
+class BatchNormScaleRankedPruner(CriterionRankedPruner):
+    """Prunes the filters with the smallest absolute batch-norm scale."""
 
     criterion = "bn_scale"
-
-
-class BatchNormScaleRankedFilterPruner(ByBatchNormScale, AtOnce):
-    """Prunes the filters of the lowest batch-norm scale."""
-
-
-class BatchNormScaleRankedFilterPrunerAGP(ByBatchNormScale, Gradual):
-    """Prunes the filters of the lowest batch-norm scale, more and more of them."""

@@ -1,4 +1,4 @@
-"""How many go, exactly, and which: the lowest."""
+"""Masks by threshold and by exact count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def exact(level: float | Fraction) -> Fraction:
-    """Return a level as the decimal that the file says: 0.29 of 100 is 29, where floating point gives 28."""
+    """Return a level as the decimal written in the file: 0.29 of 100 is 29, where floating point gives 28."""
     return level if isinstance(level, Fraction) else Fraction(str(level))
 
 
@@ -21,14 +21,14 @@ def share(level: float | Fraction, count: int) -> int:
 def without_lowest(values: Tensor, count: int) -> Tensor:
     """Return a bool tensor of the shape of ``values`` that is False at exactly ``count`` of the lowest.
 
-    Of equal values the first go first. Cost: linear on a CPU.
+    Among equal values the first ones are chosen. Linear time on a CPU.
     """
     flat = values.flatten()
     if count <= 0:
         return torch.ones_like(values, dtype=torch.bool)
     if count >= flat.numel():
         return torch.zeros_like(values, dtype=torch.bool)
-    # a GPU's kthvalue is refused where deterministic algorithms are asked for, and sorting costs it little
+    # kthvalue on a GPU is refused when deterministic algorithms are required, and sorting is cheap there
     edge = flat.kthvalue(count).values if flat.is_cpu else flat.sort().values[count - 1]
     keep = flat > edge
     tied = (flat == edge).nonzero().flatten()
@@ -36,10 +36,15 @@ def without_lowest(values: Tensor, count: int) -> Tensor:
     return keep.view_as(values)
 
 
-def by_level(weight: Tensor, mask: Tensor | None, level: float | Fraction) -> Tensor:
+def magnitude_mask(weight: Tensor, threshold: float | Tensor) -> Tensor:
+    """Return a mask that keeps |w| > threshold."""
+    return (weight.abs() > threshold).to(weight.dtype)
+
+
+def level_mask(weight: Tensor, mask: Tensor | None, level: float | Fraction) -> Tensor:
     """Return a mask that prunes exactly floor(level * elements) of the smallest magnitudes of a weight.
 
-    Zeros that are masked go before zeros that are not, so that asking again for the same level changes nothing.
+    Zeros that ``mask`` hides are pruned before other zeros, so that pruning to the same level again changes nothing.
     """
     magnitudes = weight.abs()
     if mask is not None:

@@ -1,20 +1,11 @@
-"""Filters ranked by the rank of their feature maps, HRank under a schedule (arXiv:2002.10179): score = mean over images of rank."""
+"""Rank filters by the rank of their feature maps, HRank under a schedule (arXiv:2002.10179): score = mean rank over images."""
 
 from __future__ import annotations
 
-from compression.schedule.pruners.measured_ranked import ByCriterion
-from compression.schedule.pruners.targets import AtOnce, Gradual
+from compression.schedule.pruners.criterion_ranked import CriterionRankedPruner
 
 
-class ByRank(ByCriterion):
-    """Scores filters by the mean matrix rank of their feature maps."""
+class FeatureMapRankedPruner(CriterionRankedPruner):
+    """Prunes the filters whose feature maps have the lowest mean matrix rank."""
 
     criterion = "rank"
-
-
-class FeatureMapRankFilterPruner(ByRank, AtOnce):
-    """Prunes the filters of the lowest mean feature-map rank."""
-
-
-class FeatureMapRankFilterPrunerAGP(ByRank, Gradual):
-    """Prunes the filters of the lowest mean feature-map rank, more and more of them."""

@@ -1,6 +1,6 @@
-"""Filters ranked by what the loss would change without them, to first order (arXiv:1611.06440, on weights).
+"""Rank filters by how much the loss would change without them, to first order (arXiv:1611.06440, applied to weights).
 
-score = |sum over the filter of w dL/dw|
+score = |sum of w dL/dw over the filter|
 """
 
 from __future__ import annotations
@@ -9,22 +9,13 @@ from torch import Tensor
 
 from compression.schedule.pruners.pruner import PruningTask
 from compression.schedule.pruners.ranked import FILTERS, RankedPruner, covered
-from compression.schedule.pruners.targets import AtOnce, Gradual
 
 
-class ByGradient(RankedPruner):
-    """Scores filters by their first-order effect on the loss."""
+class GradientRankedPruner(RankedPruner):
+    """Prunes the filters with the smallest first-order effect on the loss."""
 
     kinds = FILTERS
 
     def scores(self, task: PruningTask, names: tuple[str, ...]) -> dict[str, Tensor]:
         gradients = covered(task.gradients(names), names, "gradient")
         return {name: self.view(name, task.weights[name] * gradients[name]).sum(1).abs() for name in names}
-
-
-class GradientRankedFilterPruner(ByGradient, AtOnce):
-    """Prunes the filters of the least first-order effect on the loss."""
-
-
-class GradientRankedFilterPrunerAGP(ByGradient, Gradual):
-    """Prunes the filters of the least first-order effect on the loss, more and more of them."""

@@ -1,10 +1,11 @@
-"""Element-wise pruning at a given threshold: keep |w| > t."""
+"""Element-wise pruning with a given threshold: keep |w| > t."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from compression.schedule.pruners.counts import magnitude_mask
 from compression.schedule.pruners.pruner import Decision, Pruner, PruningTask
 from utils.options import by_parameter, number, option
 
@@ -23,5 +24,4 @@ class MagnitudeParameterPruner(Pruner):
         return tuple(self.thresholds)
 
     def decide(self, task: PruningTask) -> Decision:
-        weights = {name: task.weights[name] for name in self.thresholds}
-        return Decision({name: (weight.abs() > self.thresholds[name]).to(weight.dtype) for name, weight in weights.items()})
+        return Decision({name: magnitude_mask(task.weights[name], threshold) for name, threshold in self.thresholds.items()})

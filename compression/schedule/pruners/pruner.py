@@ -1,4 +1,4 @@
-"""What a pruner is: a rule that says, when it is asked, which weights stay."""
+"""The interface of a pruner: a rule that decides, whenever its policy asks, which weights are kept."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Moment:
-    """When a pruner is asked.
+    """The time of a decision.
 
     Attributes:
         epoch: absolute, from 0.
-        first, last: the first and the last epoch at which its policy asks.
+        first, last: the first and the last epoch in which the policy asks for a decision.
         end: the epoch at which the policy's window ends, exclusive.
-        frequency: epochs between two askings.
+        frequency: epochs between two decisions.
     """
 
     epoch: int
@@ -31,18 +31,18 @@ class Moment:
 
 @dataclass(frozen=True)
 class PruningTask:
-    """What a pruner may look at; it changes nothing.
+    """What a pruner may look at; it must not change any of it.
 
     Attributes:
-        moment: when it is asked.
-        weights: all parameters by name, detached; where a policy keeps a second copy, the values that are not masked,
-            and with ``fold_batchnorm`` those that batch norm has been folded into.
-        masks: by parameter name, those that hold now: 1 stays, 0 is pruned.
-        generator: of what is drawn; seeded alike on all ranks.
+        moment: the time of the decision.
+        weights: all parameters by name, detached; if the policy keeps a second copy, their unmasked values; with
+            ``fold_batchnorm``, with batch norm folded in.
+        masks: the present masks by parameter name: 1 is kept, 0 is pruned.
+        generator: for random draws; has the same seed on all ranks.
         filter_scores: name of a criterion (see ``compression.scoring.criteria``) -> scores [O] of the filters by name of the
             weight, higher is more important; measured on calibration images.
         gradients: names of weights -> gradients of the mean cross-entropy over the calibration images, in eval mode.
-        model: the network, masked, for what looks at feature maps.
+        model: the network, masked, for pruners that look at feature maps.
         images: calibration images [N, C, H, W] on the network's device, normalised.
     """
 
@@ -61,9 +61,9 @@ class Decision:
     """What a pruner decides.
 
     Attributes:
-        masks: by parameter name, of the weight's shape and type: 1 stays, 0 goes; parameters that are not named keep the
-            mask that they have. Other values (a mask that makes up for what it drops) need ``use_double_copies``.
-        weights: new values of weights, by name, where a pruner refits them.
+        masks: by parameter name, of the weight's shape and type: 1 is kept, 0 is pruned; parameters that are missing here
+            keep their present mask. Other values (to compensate for dropped weights) need ``use_double_copies``.
+        weights: new values of weights, by name, if the pruner refits them.
     """
 
     masks: dict[str, Tensor]
@@ -76,26 +76,22 @@ class Pruner(ABC):
 
     @abstractmethod
     def parameters(self) -> tuple[str, ...]:
-        """Return the names of the parameters that it prunes."""
+        """Return the names of the parameters to prune."""
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
-        """Check that it can prune these weights, before anything is trained.
-
-        Raises:
-            UserError: one does not fit.
-        """
+        """Raise a UserError, before training starts, if the pruner can't prune one of these weights."""
 
     @abstractmethod
     def decide(self, task: PruningTask) -> Decision:
-        """Say what stays."""
+        """Return what is kept."""
 
     def target(self, moment: Moment) -> float | None:
-        """Return the sparsity that it aims at in an epoch, where that is known before; for the timeline."""
+        """Return the target sparsity of an epoch for the timeline, or None if it can't be known in advance."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a restart needs: tensors and JSON-able values."""
+        """Return the state for a resumed run: tensors and JSON-able values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""

@@ -1,7 +1,7 @@
-"""Structures ranked by mean magnitude, pruned to a sparsity that is drawn anew at every asking: s ~ U(low, high).
+"""Prune by mean magnitude to a random sparsity, drawn anew at every decision: s ~ U(low, high).
 
-Networks that learn under it stand many sparsities, so that each layer's sensitivity can be read off one network (the
-preparation of AMC, arXiv:1802.03494).
+A network trained this way tolerates many sparsities, so that one network shows the sensitivity of each layer (the
+preparation for AMC, arXiv:1802.03494).
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 import torch
 
-from compression.schedule.pruners.l1_ranked import ByMagnitude
+from compression.schedule.pruners.l1_ranked import L1RankedPruner
 from compression.schedule.pruners.pruner import PruningTask
 from compression.schedule.pruners.ranked import drawn
-from compression.schedule.pruners.targets import SPARSITY
+from compression.schedule.pruners.sparsities import SPARSITY
 from utils.errors import UserError
 from utils.options import listed, option
 
 
 @dataclass(kw_only=True)
-class RandomLevelStructureParameterPruner(ByMagnitude):
-    """Prunes a drawn fraction of the structures, those of the lowest mean magnitude.
+class RandomLevelStructureParameterPruner(L1RankedPruner):
+    """Prunes a random fraction of the structures, those with the lowest mean magnitude.
 
-    Each weight has a level of its own, with ``group_dependency`` all have one.
+    Each weight has its own level; with ``group_dependency``, all weights share one.
 
     Attributes:
         sparsity_range: [low, high].

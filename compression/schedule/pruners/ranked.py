@@ -1,7 +1,7 @@
-"""What all pruners share that rank the structures of a weight and take away the lowest.
+"""Base of the pruners that rank the structures of a weight and prune the lowest.
 
-A subclass says how structures are scored; ``targets`` says how many go. Structures whose weights are all 0 already go
-first whatever they score: they make nothing, and a mask that spared them would cost others.
+A subclass defines the scores; ``sparsities`` defines how many structures are pruned. Structures whose weights are all 0
+are pruned first, whatever their score: they contribute nothing, and a mask that kept them would cost others.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def _block_shape(value: Any, place: Place) -> dict[str, tuple[int, ...]]:
 
 @dataclass(kw_only=True)
 class RankedPruner(Pruner):
-    """Prunes the lowest structures of each weight, at least one of them stays.
+    """Prunes the lowest structures of each weight and keeps at least one.
 
     Attributes:
-        weights: what is pruned, in this order.
-        group_type: what a structure is. "Rows" are the inputs of a linear layer: rows of its matrix as [in, out], which
+        weights: the parameters to prune, in this order.
+        group_type: the kind of structure. "Rows" are the inputs of a linear layer: rows of its matrix as [in, out], which
             are the columns of PyTorch's weight.
-        group_dependency: None: each weight has its own mask. "Leader": all have that of the first. "Average": all have
-            that of their mean scores, each weight's divided by their mean first.
+        group_dependency: None: each weight has its own mask. "Leader": all use the mask of the first weight. "Average": all
+            use one mask by their mean scores; the scores of each weight are divided by their mean first.
         kwargs: ``block_shape`` of "Blocks": repetitions, depth, height, width.
-        group_size: as many neighbours go together, by their mean score.
-        rounding_fn: how many of the structures go; the sparsity is never exceeded.
+        group_size: number of neighbouring structures that are pruned together, by their mean score.
+        rounding_fn: the number of structures to prune is rounded down.
         noise: scores are multiplied by 1 + noise * N(0, 1).
     """
 
@@ -74,21 +74,21 @@ class RankedPruner(Pruner):
 
     @abstractmethod
     def scores(self, task: PruningTask, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return scores [structures] of some of the weights; the lowest go."""
+        """Return scores [structures] of some of the weights; the lowest are pruned."""
 
     @abstractmethod
     def level(self, name: str, task: PruningTask) -> float | Fraction:
-        """Return the fraction of a weight's structures that go."""
+        """Return the fraction of a weight's structures to prune."""
 
     def parameters(self) -> tuple[str, ...]:
         return self.weights
 
     def kind(self, name: str) -> str:
-        """Return the structure of a weight, by the name that the file gives it."""
+        """Return the kind of structure of a weight, as the file names it."""
         return self.group_type
 
     def view(self, name: str, weight: Tensor) -> Tensor:
-        """Return a weight, or what has its shape, as [structures, elements of each].
+        """Return a tensor of a weight's shape as [structures, elements of each].
 
         Raises:
             UserError: the weight has no such structures.
@@ -99,11 +99,6 @@ class RankedPruner(Pruner):
             raise UserError(f"{name} (group_type {self.kind(name)}): {error}") from None
 
     def check(self, weights: Mapping[str, Tensor]) -> None:
-        """Check that the weights have such structures.
-
-        Raises:
-            UserError: one has none, or not as many as the others, or they do not divide into chunks.
-        """
         counts = {name: len(self.view(name, weights[name])) for name in self.weights}
         leader = self.weights[0]
         for name, count in counts.items():
@@ -127,16 +122,16 @@ class RankedPruner(Pruner):
             mean = torch.stack([found / found.mean().clamp(min=1e-300) for found in scores.values()]).mean(0)
             alike = self.kept(mean, torch.stack(list(empty.values())).all(0), self.level(leader, task), task)
             kept = dict.fromkeys(self.weights, alike)
-        return Decision({name: self._spread(name, kept[name], task.weights[name]) for name in self.weights})
+        return Decision({name: self._expanded(name, kept[name], task.weights[name]) for name in self.weights})
 
     def kept(self, scores: Tensor, empty: Tensor, level: float | Fraction, task: PruningTask) -> Tensor:
-        """Return 1 for each structure that stays and 0 for the others.
+        """Return 1 for each structure that is kept and 0 for the others.
 
         Args:
             scores: float64 [structures].
-            empty: bool [structures]: all its weights are 0.
-            level: fraction that goes.
-            task: what is drawn, is drawn from its generator.
+            empty: bool [structures]: all weights are 0.
+            level: fraction to prune.
+            task: its generator is used for random draws.
         """
         if self.noise:
             scores = scores * (1 + self.noise * drawn(torch.randn, scores, task))
@@ -145,7 +140,7 @@ class RankedPruner(Pruner):
         keep = without_lowest(chunks, min(share(level, len(chunks)), len(chunks) - 1))
         return keep.repeat_interleave(self.group_size).double()
 
-    def _spread(self, name: str, kept: Tensor, weight: Tensor) -> Tensor:
+    def _expanded(self, name: str, kept: Tensor, weight: Tensor) -> Tensor:
         return self._structure(name).expand(kept.to(weight), weight.shape, self._block_shape)
 
     def _structure(self, name: str) -> Structure:
@@ -158,12 +153,12 @@ class RankedPruner(Pruner):
 
 
 def drawn(draw: Any, like: Tensor, task: PruningTask) -> Tensor:
-    """Return what ``draw`` (torch.rand, torch.randn) gives from the task's generator, in the shape of ``like``."""
+    """Draw from the task's generator with ``draw`` (torch.rand, torch.randn), in the shape of ``like``."""
     return draw(like.shape, generator=task.generator, device=task.generator.device, dtype=torch.float64).to(like.device)
 
 
 def covered(found: Mapping[str, Tensor], names: tuple[str, ...], what: str) -> dict[str, Tensor]:
-    """Return the measured values of weights.
+    """Return the measured values of the named weights.
 
     Raises:
         UserError: one was not measured.

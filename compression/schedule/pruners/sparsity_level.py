@@ -1,21 +1,21 @@
-"""Element-wise pruning to a given sparsity: the smallest magnitudes go, exactly as many as are asked for."""
+"""Element-wise pruning to a given sparsity: exactly the requested number of elements is pruned, smallest magnitudes first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compression.schedule.pruners.counts import by_level
+from compression.schedule.pruners.counts import level_mask
 from compression.schedule.pruners.pruner import Decision, Moment, Pruner, PruningTask
 from utils.options import by_parameter, number, option
 
 
 @dataclass
 class SparsityLevelParameterPruner(Pruner):
-    """Prunes floor(level * elements) of each weight; ties go by position.
+    """Prunes floor(level * elements) of each weight; of equal magnitudes, the first ones are pruned first.
 
     Attributes:
-        levels: fraction that goes, by parameter; '*' is the default of the other weights. A policy may replace it.
+        levels: fraction to prune, by parameter; '*' is the default of the other weights. A policy may replace it.
     """
 
     levels: Mapping[str, float] = option(by_parameter(number(least=0, below=1)))
@@ -25,7 +25,7 @@ class SparsityLevelParameterPruner(Pruner):
 
     def decide(self, task: PruningTask) -> Decision:
         levels = self.levels.items()
-        return Decision({name: by_level(task.weights[name], task.masks.get(name), level) for name, level in levels})
+        return Decision({name: level_mask(task.weights[name], task.masks.get(name), level) for name, level in levels})
 
     def target(self, moment: Moment) -> float | None:
         levels = set(self.levels.values())

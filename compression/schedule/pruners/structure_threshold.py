@@ -1,4 +1,4 @@
-"""Structures that go when they are small: max |w| <= t, or mean |w| <= t."""
+"""Prune small structures: max |w| <= t, or mean |w| <= t."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from compression.schedule.pruners.pruner import Decision, Pruner, PruningTask
-from compression.schedule.pruners.regimes import regimes
+from compression.schedule.regimes import regimes, structure_mask
 from compression.structures import STRUCTURES
 from utils.errors import UserError
 from utils.options import choice, number, option
@@ -16,11 +16,11 @@ from utils.options import choice, number, option
 
 @dataclass
 class StructureParameterPruner(Pruner):
-    """Keeps the structures whose magnitude is above a threshold; all of a weight's may go.
+    """Keeps the structures whose magnitude is above a threshold; it may prune a whole weight.
 
     Attributes:
         reg_regims: [threshold, structure] by weight. "Rows" are dim 0 of a matrix, as in regularizers.
-        threshold_criteria: the largest magnitude of a structure or the mean one.
+        threshold_criteria: whether the largest or the mean magnitude of a structure is compared.
     """
 
     reg_regims: Mapping[str, tuple[float, str]] = option(
@@ -35,10 +35,8 @@ class StructureParameterPruner(Pruner):
         return Decision({name: self._mask(name, task.weights[name]) for name in self.reg_regims})
 
     def _mask(self, name: str, weight: Tensor) -> Tensor:
-        threshold, kind = self.reg_regims[name]
+        threshold, structure = self.reg_regims[name]
         try:
-            magnitudes = STRUCTURES[kind].view(weight.abs())
+            return structure_mask(weight, STRUCTURES[structure], threshold, self.threshold_criteria)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        size = magnitudes.amax(1) if self.threshold_criteria == "Max" else magnitudes.mean(1)
-        return STRUCTURES[kind].expand((size > threshold).to(weight.dtype), weight.shape)

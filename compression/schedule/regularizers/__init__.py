@@ -1,4 +1,4 @@
-"""Regularizers: terms that are added to the loss. One method a file; a new one is a line in ``REGULARIZERS``."""
+"""Regularizers: terms added to the loss. One method per file; a new one is a line in ``REGULARIZERS``."""
 
 from __future__ import annotations
 

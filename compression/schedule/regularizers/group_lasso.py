@@ -2,9 +2,9 @@
 
 loss = sum over the parameters of lambda * sum over the structures g of ||w_g||_2
 
-Of a combined group (Rows+Cols) both sums are added up.
+A combined group (Rows+Cols) contributes both sums.
 
-Differs: a structure of zeros has the gradient zero, one of the subgradients; it stays where it is.
+Differs: a structure of zeros gets the gradient zero, one of the subgradients, so it remains zero.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from compression.schedule.regularizers.grouped import GroupRegularizer
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupLassoRegularizer(GroupRegularizer):
     """Drives whole structures to zero."""
 
     def term(self, name: str, groups: Tensor) -> Tensor:
-        total: Tensor = torch.linalg.vector_norm(groups, dim=1).sum()  # its gradient at zero is zero, that of a root is not
+        total: Tensor = torch.linalg.vector_norm(groups, dim=1).sum()  # its gradient at zero is zero, unlike a root's
         return total

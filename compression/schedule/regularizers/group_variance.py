@@ -1,9 +1,9 @@
-"""Variance of the structures' norms (arXiv:1802.09902): few structures shall carry the weight, the others vanish.
+"""Variance of the structures' norms (arXiv:1802.09902): a few structures carry the weight, the others vanish.
 
 loss = sum over the parameters of lambda / (Var_g(||w_g||_2) + 1e-8), the variance unbiased
 
-Differs: the paper adds this term to group lasso; here each stands alone, and a schedule may have both. The 1e-8 keeps
-structures of equal norms, as at the start, from a division by zero.
+Differs: the paper adds this term to group lasso; here each stands alone, and a schedule may have both. The 1e-8 avoids a
+division by zero when the norms are equal, as they may be at the start.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.schedule.regularizers.grouped import GROUPS, GroupRegularizer, Regime, regimes
+from compression.schedule.regularizers.grouped import GROUPS, GroupRegularizer, fitting_regimes
 from utils.errors import UserError
 from utils.options import option
 
 EPSILON = 1e-8
-# Of a whole weight there is one, and one norm has no variance.
+# A whole weight is a single structure, and a single norm has no variance.
 SEVERAL = {name: structures for name, structures in GROUPS.items() if all(structure.name != "4D" for structure in structures)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupVarianceRegularizer(GroupRegularizer):
-    """Drives the norms of the structures apart; [lambda, group] as of group lasso, of groups that are several."""
+    """Drives the norms of a parameter's structures apart; takes the groups that have several structures."""
 
-    reg_regims: Mapping[str, Regime] = option(regimes(SEVERAL))
+    reg_regims: Mapping[str, tuple[float, str]] = option(fitting_regimes(SEVERAL))
 
     def term(self, name: str, groups: Tensor) -> Tensor:
         if len(groups) < 2:

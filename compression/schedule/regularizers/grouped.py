@@ -1,4 +1,4 @@
-"""What the regularizers of structures share: how a file names a parameter's structures, and the threshold on them."""
+"""Base of the regularizers of structures: how a file names a parameter's structures, and their threshold."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from compression.schedule.regimes import regimes, structure_mask
 from compression.schedule.regularizers.regularizer import Regularizer
 from compression.structures import COMBINATIONS, STRUCTURES, Structure
-from utils.options import Place, Reader, by_parameter, choice, number, option, shown
+from utils.options import Place, Reader, number, option
 
 GROUPS: dict[str, tuple[Structure, ...]] = {
     **{name: (structure,) for name, structure in STRUCTURES.items() if not structure.by_shape},
@@ -21,30 +21,14 @@ GROUPS: dict[str, tuple[Structure, ...]] = {
 }
 
 
-class Regime(NamedTuple):
-    """How strongly the structures of a parameter are regularized: lambda, and a name of ``GROUPS``."""
+def fitting_regimes(groups: Mapping[str, tuple[Structure, ...]] = GROUPS) -> Reader:
+    """Take a mapping from patterns of parameter names to [lambda, group] whose structures the parameters have."""
+    read_regimes = regimes(number(least=0), groups, "[lambda, group]")
 
-    strength: float
-    group: str
-
-    @property
-    def structures(self) -> tuple[Structure, ...]:
-        """The structures; a combined group has several."""
-        return GROUPS[self.group]
-
-
-def regimes(groups: Mapping[str, tuple[Structure, ...]] = GROUPS) -> Reader:
-    """Take a mapping from patterns of parameter names to [lambda, group]; return one from names to ``Regime``."""
-
-    def regime(value: Any, place: Place) -> Regime:
-        if not isinstance(value, list) or len(value) != 2:
-            raise place.error(f"must be [lambda, group], not {shown(value)}")
-        return Regime(number(least=0)(value[0], place / 0), choice(*groups)(value[1], place / 1))
-
-    def read(value: Any, place: Place) -> dict[str, Regime]:
-        found: dict[str, Regime] = by_parameter(regime)(value, place)
-        for name, chosen in found.items():
-            for structure in chosen.structures:
+    def read(value: Any, place: Place) -> dict[str, tuple[float, str]]:
+        found: dict[str, tuple[float, str]] = read_regimes(value, place)
+        for name, (_, group) in found.items():
+            for structure in groups[group]:
                 if not structure.dims[0] <= place.parameters[name] <= structure.dims[1]:
                     meaning = f"structure '{structure.name}' is {structure.meaning}"
                     raise place.error(f"{meaning}; {name} has {place.parameters[name]} dimension(s)")
@@ -53,40 +37,26 @@ def regimes(groups: Mapping[str, tuple[Structure, ...]] = GROUPS) -> Reader:
     return read
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GroupRegularizer(Regularizer):
-    """Base of the regularizers of structures. Under a threshold a weight of a combined group stays when all its structures do.
+    """Base of the regularizers of structures. A weight in a combined group is kept if all its structures are above the threshold.
 
     Attributes:
-        reg_regims: [lambda, group] by parameter.
+        reg_regims: (lambda, name in ``GROUPS``) by parameter.
     """
 
-    reg_regims: Mapping[str, Regime] = option(regimes())
+    reg_regims: Mapping[str, tuple[float, str]] = option(fitting_regimes())
 
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(self.reg_regims)
-
-    def loss(self, weights: Mapping[str, Tensor]) -> Tensor:
-        terms = [
-            regime.strength * self.term(name, structure.view(weights[name]))
-            for name, regime in self.reg_regims.items()
-            for structure in regime.structures
-        ]
-        return torch.stack(terms).sum()
+    def terms(self, name: str, weight: Tensor) -> list[Tensor]:
+        strength, group = self.reg_regims[name]
+        return [strength * self.term(name, structure.view(weight)) for structure in GROUPS[group]]
 
     @abstractmethod
     def term(self, name: str, groups: Tensor) -> Tensor:
         """Return a parameter's term without lambda, a scalar; ``groups`` is [structures, elements of each]."""
 
-    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self.threshold_criteria is None:
-            return {}
-        return {name: self._mask(weights[name], regime) for name, regime in self.reg_regims.items()}
-
-    def _mask(self, weight: Tensor, regime: Regime) -> Tensor:
-        stays = []
-        for structure in regime.structures:
-            sizes = structure.view(weight).abs()
-            sizes = sizes.amax(1) if self.threshold_criteria == "Max" else sizes.mean(1)
-            stays.append(structure.expand((sizes > regime.strength).to(weight.dtype), weight.shape))
-        return math.prod(stays[1:], start=stays[0])
+    def mask(self, name: str, weight: Tensor) -> Tensor:
+        strength, group = self.reg_regims[name]
+        assert self.threshold_criteria is not None
+        first, *others = (structure_mask(weight, structure, strength, self.threshold_criteria) for structure in GROUPS[group])
+        return math.prod(others, start=first)

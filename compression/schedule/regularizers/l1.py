@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from compression.schedule.regularizers.regularizer import Regularizer
 from utils.options import by_parameter, number, option
 
 
-@dataclass
+@dataclass(kw_only=True)
 class L1Regularizer(Regularizer):
-    """Drives single weights to zero.
-
-    Of a single weight both threshold criteria are the same: weights of |w| <= lambda go.
+    """Drives single weights to zero. Both threshold criteria prune the weights with |w| <= lambda.
 
     Attributes:
         reg_regims: lambda by parameter.
@@ -27,13 +24,8 @@ class L1Regularizer(Regularizer):
 
     reg_regims: Mapping[str, float] = option(by_parameter(number(least=0)))
 
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(self.reg_regims)
+    def terms(self, name: str, weight: Tensor) -> list[Tensor]:
+        return [self.reg_regims[name] * weight.abs().sum()]
 
-    def loss(self, weights: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([strength * weights[name].abs().sum() for name, strength in self.reg_regims.items()]).sum()
-
-    def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if self.threshold_criteria is None:
-            return {}
-        return {name: (weights[name].abs() > strength).to(weights[name].dtype) for name, strength in self.reg_regims.items()}
+    def mask(self, name: str, weight: Tensor) -> Tensor:
+        return (weight.abs() > self.reg_regims[name]).to(weight.dtype)

@@ -1,11 +1,13 @@
-"""What a regularizer is: a term that is added to the loss, and perhaps a threshold below which weights go."""
+"""The interface of a regularizer: a term added to the loss, and optionally a threshold below which weights are pruned."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from utils.options import choice, option
@@ -16,25 +18,30 @@ class Regularizer(ABC):
     """Base of all regularizers: a dataclass whose fields are its arguments in a schedule (see ``utils.options``).
 
     Attributes:
-        threshold_criteria: what of a structure is compared with lambda: its largest or its mean absolute weight; what is
-            not above goes. None: nothing goes.
+        reg_regims: by parameter, lambda and whatever else the regularizer needs.
+        threshold_criteria: whether the largest or the mean absolute weight of a structure is compared with lambda; what is
+            not above lambda is pruned. None: nothing is pruned.
     """
 
+    reg_regims: Mapping[str, Any]
     threshold_criteria: str | None = option(choice(None, "Max", "Mean_Abs"), None)
 
-    @abstractmethod
     def parameters(self) -> tuple[str, ...]:
-        """Return the names of the parameters that it acts on."""
+        """Return the names of the parameters that are regularized."""
+        return tuple(self.reg_regims)
 
-    @abstractmethod
     def loss(self, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the term, a scalar on the tape; ``weights`` are all parameters by name."""
-
-    @property
-    def thresholds(self) -> bool:
-        """Whether ``masks`` finds anything too small."""
-        return self.threshold_criteria is not None
+        return torch.stack([term for name in self.reg_regims for term in self.terms(name, weights[name])]).sum()
 
     def masks(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return, by name, what is above the threshold (1) and what is not (0); empty without a threshold."""
-        return {}
+        """Return masks by name: 1 above the threshold, 0 elsewhere; empty without a threshold."""
+        return {name: self.mask(name, weights[name]) for name in self.reg_regims} if self.threshold_criteria else {}
+
+    @abstractmethod
+    def terms(self, name: str, weight: Tensor) -> list[Tensor]:
+        """Return the scalars that a parameter adds to the loss."""
+
+    @abstractmethod
+    def mask(self, name: str, weight: Tensor) -> Tensor:
+        """Return the mask of a parameter under the threshold."""

@@ -43,7 +43,7 @@ def test_flags_say_what_a_file_says(tmp_path):
         ({"quantize_eval": True, "qe_clip_acts": "gaus"}, "", "clip_acts.*Did you mean 'gauss'"),
         ({"quantize_eval": True, "qe_config_file": "F", "qe_per_channel": True}, DOREFA, "--qe-config-file and --qe-per-channel exclude"),
         ({"quantize_eval": True, "qe_config_file": "F"}, DOREFA, "DorefaQuantizer is for training"),
-        ({"quantize_eval": True, "qe_config_file": "F"}, f"{DOREFA}policies: []\n", "'policies' has no place in it"),
+        ({"quantize_eval": True, "qe_config_file": "F"}, f"{DOREFA}policies: []\n", "'policies' does not belong there"),
         ({"quantize_eval": True, "qe_config_file": "F"}, f"{DOREFA}  more: {{class: WRPNQuantizer}}\n", "must be one, not 2"),
     ],
 )

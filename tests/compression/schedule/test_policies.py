@@ -357,7 +357,7 @@ def test_a_threshold_zeroes_after_every_step_and_for_good_where_it_is_kept(keep)
         assert averaged[1] > 0
     assert epoch(loop, 4, gradient=0.1)[0] == (0 if keep else pytest.approx(-0.2))
     assert mask(loop) == ([0, 1] if keep else None)
-    assert loop.scheduler.policies[0].reached(9) == (3 if keep else -1)
+    assert loop.scheduler.policies[0].target_epoch(9) == (3 if keep else -1)
 
 
 def test_a_threshold_is_kept_where_the_run_ends_within_the_window():

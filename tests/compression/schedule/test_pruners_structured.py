@@ -436,7 +436,7 @@ UNEQUAL = {"reg_regims": {"w": [0.5, "3D"], "v": [0.4, "3D"]}, "group_dependency
         (f"{L1}_AGP", {**GROWING, "initial_sparsity": 0.9}, "final_sparsity 0.8 is below initial_sparsity 0.9"),
         (f"{L1}_AGP", {**HALF}, "unknown argument 'desired_sparsity'"),
         ("RandomRankedFilterPruner", {**HALF, "group_type": "Channels"}, "unknown group_type 'Channels'.* Valid: Filters, 3D"),
-        ("BernoulliFilterPruner", {**HALF, "group_dependency": "Average"}, "filters go independently"),
+        ("BernoulliFilterPruner", {**HALF, "group_dependency": "Average"}, "dropped independently"),
         ("FMReconstructionChannelPruner", HALF, "unknown group_type 'Filters'.* Valid: Channels"),
         ("RandomLevelStructureParameterPruner", {**WEIGHTS, "sparsity_range": [0.5, 0.2]}, r"\[low, high\], not \[0.5, 0.2\]"),
         ("StructureParameterPruner", {"reg_regims": {"w": [1, "Blocks"]}, "threshold_criteria": "Max"}, "is 'Blocks'"),

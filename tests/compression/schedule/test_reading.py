@@ -88,8 +88,8 @@ def test_weights_are_named_with_and_without_module_by_wildcard_by_expression_and
         (SENSITIVITY.replace("instance_name: s}", "instance_name: s, args: {keep_mask: 1}}"),
          "policies[0].pruner.args.keep_mask: must be true or false, not 1"),
         (SENSITIVITY.replace("- pruner:", "- regularizer: {instance_name: r}\n        pruner:"), "policies[0]: must name one of pruner, "),
-        (SENSITIVITY.replace("epochs: [0]", "frequency: 2"), "policies[0]: 'starting_epoch' is missing; say starting_epoch, ending_epoch"),
-        (SENSITIVITY.replace("epochs: [0]", "starting_epoch: 2"), "policies[0]: 'ending_epoch' is missing; say starting_epoch"),
+        (SENSITIVITY.replace("epochs: [0]", "frequency: 2"), "policies[0]: 'starting_epoch' is missing; give starting_epoch, ending_epoch"),
+        (SENSITIVITY.replace("epochs: [0]", "starting_epoch: 2"), "policies[0]: 'ending_epoch' is missing; give starting_epoch"),
         (SENSITIVITY.replace("epochs: [0]", "epochs: [0]\n        ending_epoch: 3"),
          "policies[0]: 'epochs' and 'ending_epoch' exclude each other"),
         (SENSITIVITY.replace("epochs: [0]", "starting_epoch: 3\n        ending_epoch: 3"),
@@ -125,7 +125,7 @@ def test_the_same_key_twice_is_refused_at_every_depth(tmp_path):
     assert refusal(tmp_path, doubled).startswith("the key 'fc.weight' stands twice (line 3")
     assert "the key 'policies' stands twice" in refusal(tmp_path, SENSITIVITY + "    policies: []\n")
     names = SENSITIVITY.replace("      s: {", "      1: {class: SensitivityPruner, sensitivities: {'*': 1}}\n      '1': {")
-    assert refusal(tmp_path, names) == "pruners: there are two of the name '1'"
+    assert refusal(tmp_path, names) == "pruners: the name '1' is used twice"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_window_knows_its_last_epoch_alone_and_within_a_run():
     window = read_window({"starting_epoch": 1, "ending_epoch": 7, "frequency": 3}, place)
     assert [epoch for epoch in range(9) if window.applies(epoch)] == [1, 4]
     assert (window.first, window.last, window.end, str(window)) == (1, 4, 7, "epochs 1 to 4, every 3")
-    assert [window.last_within(epochs) for epochs in (1, 2, 4, 5, 100)] == [None, 1, 1, 4, 4]
+    assert [window.last_within(epochs) for epochs in (1, 2, 4, 5, 100)] == [-1, 1, 1, 4, 4]
     listed = read_window({"epochs": [5, 0, 5]}, place)
     assert (listed.epochs, listed.end, str(listed)) == ((0, 5), 6, "epochs 0, 5")
-    assert [listed.last_within(epochs) for epochs in (0, 1, 5, 6)] == [None, 0, 0, 5]
+    assert [listed.last_within(epochs) for epochs in (0, 1, 5, 6)] == [-1, 0, 0, 5]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compression.schedule.loop import ScheduledLoop
-from compression.schedule.policies import agreed
+from compression.schedule.policies import Policy, agreed
 from compression.schedule.pruners.pruner import Decision
 from compression.schedule.reading import parse_schedule
 from compression.schedule.scheduler import CompressionScheduler
@@ -16,7 +16,7 @@ from tests.launch import Launch
 from utils import distributed
 from utils.errors import UserError
 from utils.loop.ema import EMA
-from utils.loop.hooks import Hook, LoopState
+from utils.loop.hooks import LoopState
 from utils.spec import ModelSpec
 
 
@@ -64,7 +64,7 @@ def test_policies_act_in_the_order_of_the_file_and_learning_rates_come_last():
     assert loop.scheduler.masks.values["weight"][0].tolist() == [0, 1, 1]
 
 
-class Recorder(Hook):
+class Recorder(Policy):
     def __init__(self, policy, calls):
         self.policy, self.calls, self.name, self.window = policy, calls, policy.name, policy.window
 

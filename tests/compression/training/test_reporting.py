@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from compression.schedule.reading import Entry, Schedule
+from compression.schedule.schedule import PolicyEntry, Schedule
 from compression.schedule.windows import Window
 from compression.training.arguments import TrainArguments
 from compression.training.reporting import ParameterHistograms, SparsityReport, reports_of
@@ -78,7 +78,7 @@ def test_histograms_go_to_tensorboard_alone():
 
 
 def scheduler_of(kind):
-    schedule = Schedule("", [Entry(kind, "a", "A", None, Window(range(1), 1))])
+    schedule = Schedule("", [PolicyEntry(kind, "a", "A", None, Window(range(1), 1))])
     return SimpleNamespace(schedule=schedule)
 
 

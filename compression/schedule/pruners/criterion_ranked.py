@@ -1,4 +1,4 @@
-"""Filters ranked by a criterion that measures the network (see ``compression.scoring.criteria``)."""
+"""Base of the pruners that rank filters by a criterion of ``compression.scoring.criteria``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from compression.schedule.pruners.pruner import PruningTask
 from compression.schedule.pruners.ranked import FILTERS, RankedPruner, covered
 
 
-class ByCriterion(RankedPruner):
-    """Scores filters by a criterion, on calibration images where it needs some.
-
-    Attributes:
-        criterion: its name.
-    """
+class CriterionRankedPruner(RankedPruner):
+    """Scores filters by the criterion of this name, on calibration images if the criterion needs them."""
 
     kinds = FILTERS
     criterion: ClassVar[str]

@@ -1,4 +1,4 @@
-"""How many structures of a weight go: at once, or more and more."""
+"""How many structures of a weight a ranked pruner prunes: a fixed fraction, or one that grows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 from compression.schedule.pruners.gradual import check_growth, gradual
 from compression.schedule.pruners.pruner import Moment, PruningTask
 from compression.schedule.pruners.ranked import KINDS, RankedPruner
-from compression.schedule.pruners.regimes import regimes
+from compression.schedule.regimes import regimes
 from utils.errors import UserError
 from utils.options import number, option, optional
 
@@ -17,12 +17,12 @@ SPARSITY = number(least=0, below=1)
 
 
 @dataclass(kw_only=True)
-class AtOnce(RankedPruner):
-    """Prunes the same fraction at every asking.
+class FixedSparsity(RankedPruner):
+    """Prunes the same fraction at every decision.
 
     Attributes:
-        desired_sparsity: fraction of the structures that goes.
-        reg_regims: [sparsity, structure] by weight, in place of weights, group_type and desired_sparsity.
+        desired_sparsity: fraction of the structures to prune.
+        reg_regims: [sparsity, structure] by weight, instead of weights, group_type and desired_sparsity.
     """
 
     desired_sparsity: float | None = option(optional(SPARSITY), None)
@@ -36,7 +36,7 @@ class AtOnce(RankedPruner):
             raise UserError("give either 'reg_regims' or 'weights', 'group_type' and 'desired_sparsity'")
         else:
             self.weights = tuple(self.reg_regims)
-            if self.group_dependency and len({level for level, _ in self.reg_regims.values()}) > 1:
+            if self.group_dependency and len(set(self._levels().values())) > 1:
                 raise UserError(f"group_dependency {self.group_dependency}: all weights in reg_regims must have the same sparsity")
         super().__post_init__()
 
@@ -44,24 +44,25 @@ class AtOnce(RankedPruner):
         return self.reg_regims[name][1] if self.reg_regims else self.group_type
 
     def level(self, name: str, task: PruningTask) -> float:
-        return self._level(name)
+        return self._levels()[name]
 
     def target(self, moment: Moment) -> float | None:
-        levels = {self._level(name) for name in self.weights}
+        levels = set(self._levels().values())
         return levels.pop() if len(levels) == 1 else None
 
-    def _level(self, name: str) -> float:
-        level = self.reg_regims[name][0] if self.reg_regims else self.desired_sparsity
-        assert level is not None
-        return level
+    def _levels(self) -> dict[str, float]:
+        if self.reg_regims:
+            return {name: level for name, (level, _) in self.reg_regims.items()}
+        assert self.desired_sparsity is not None
+        return dict.fromkeys(self.weights, self.desired_sparsity)
 
 
 @dataclass(kw_only=True)
-class Gradual(RankedPruner):
-    """Prunes more at every asking (arXiv:1710.01878, equation 1): see ``gradual`` for the formula.
+class GradualSparsity(RankedPruner):
+    """Prunes more at every decision (arXiv:1710.01878, equation 1); the formula is in ``gradual``.
 
     Attributes:
-        initial_sparsity: fraction of the structures that goes at the first asking.
+        initial_sparsity: fraction of the structures to prune at the first decision.
         final_sparsity: at the last one.
     """
 
