@@ -14,7 +14,7 @@ from models.backends import name_outputs_, warm_up
 from models.backends.arguments import ROOT, BackendArguments
 from models.prediction import Prediction, predict, share_cores_
 from models.writers import PredictionWriter
-from utils.arguments import check_at_least, data_flag, flag, parse, project_flag
+from utils.arguments import check_at_least, flag, parse, shared
 from utils.data.datasets import load_data
 from utils.data.sources import open_source
 from utils.distributed import select_device
@@ -27,10 +27,8 @@ from utils.output.plots import annotate
 class PredictArguments(BackendArguments):
     """Flags of predict.py."""
 
-    source: str = flag(
-        "data/images", "image, folder (recursive), glob, .txt list, video, webcam number, or stream URL", metavar="IMAGES", group="data"
-    )
-    data: str = data_flag("", "data set whose class names to use if the weights have none")
+    source: str = flag("data/images", "image, folder, glob, .txt list, video, webcam number, or stream URL", metavar="IMAGES", group="data")
+    data: str = shared.data("", "data set whose class names to use if the weights have none")
     topk: int = flag(5, "classes per image", group="output")
     batch_size: int = flag(16, "images per forward pass", "--batch", group="run")
     view_img: bool = flag(False, "show each image in a window", group="output")
@@ -39,7 +37,7 @@ class PredictArguments(BackendArguments):
     save_json: bool = flag(False, "save predictions.json", group="output")
     nosave: bool = flag(False, "do not save annotated images and videos", group="output")
     vid_stride: int = flag(1, "take every N-th frame of videos and streams", group="data")
-    project: str = project_flag("runs/predict")
+    project: str = shared.project("runs/predict")
 
 
 def main() -> None:

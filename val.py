@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from models.backends.arguments import BackendArguments
 from models.validation import Measurement, load_for, measure
-from utils.arguments import check_at_least, data_flag, download_flag, flag, parse, project_flag, workers_flag
+from utils.arguments import check_at_least, flag, parse, shared
 from utils.data.datasets import SPLIT_FOLDERS
 from utils.distributed import select_device
 from utils.errors import run_script
@@ -21,17 +21,17 @@ MANY_CLASSES = 100  # above this, the classes are printed with --verbose only
 class ValArguments(BackendArguments):
     """Flags of val.py."""
 
-    data: str = data_flag("digits", "built-in data set, folder, or YAML")
+    data: str = shared.data("digits", "built-in data set, folder, or YAML")
     split: str = flag(
         "val", "images to measure on; without a val folder, val is the part held out in training", choices=SPLIT_FOLDERS, group="data"
     )
     val_fraction: float | None = flag(None, "share of train to hold out; default: the checkpoint's own", metavar="SHARE", group="data")
     seed: int | None = flag(None, "seed of the held-out part; default: the checkpoint's own", group="data")
-    download: bool = download_flag()
+    download: bool = shared.download()
     batch_size: int = flag(128, "images per forward pass", "--batch", group="run")
-    workers: int = workers_flag()
+    workers: int = shared.workers()
     verbose: bool = flag(False, f"print all classes, even if there are more than {MANY_CLASSES}", group="output")
-    project: str = project_flag("runs/val")
+    project: str = shared.project("runs/val")
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 from utils.errors import UserError, closest, nearest
@@ -50,19 +51,19 @@ def flag(
     return dataclasses.field(default=default, metadata=details)
 
 
-# Flags that several scripts share.
-data_flag = partial(flag, metavar="NAME|FOLDER|YAML", group="data")
-download_flag = partial(flag, False, "download a built-in data set that is not in data/ yet", group="data")
-architecture_flag = partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network")
-imgsz_flag = partial(flag, None, "side of the input; default: the weights' own", "--img", "--img-size", metavar="PIXELS", group="network")
-device_flag = partial(
-    flag, "", "cpu, mps, cuda, or the number of a CUDA device; default: the first CUDA device, else the CPU", metavar="DEVICE", group="run"
+# Flags that several scripts have in common.
+shared = SimpleNamespace(
+    data=partial(flag, metavar="NAME|FOLDER|YAML", group="data"),
+    download=partial(flag, False, "download a built-in data set that is not in data/ yet", group="data"),
+    model=partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network"),
+    imgsz=partial(flag, None, "side of the input; default: the weights' own", "--img", "--img-size", metavar="PIXELS", group="network"),
+    device=partial(flag, "", "cpu, mps, cuda, or a CUDA device's number; default: CUDA if available", metavar="DEVICE", group="run"),
+    workers=partial(flag, 8, "processes that load images, at most one per core", group="run"),
+    half=partial(flag, False, "half precision: bf16 where the device supports it, else fp16 on CUDA", group="run"),
+    project=partial(flag, help="folder of the runs", metavar="FOLDER", group="run"),
+    name=partial(flag, "exp", "name of the run; a number is appended if it is taken", metavar="NAME", group="run"),
+    exist_ok=partial(flag, False, "write into the folder of that name even if it exists", group="run"),
 )
-workers_flag = partial(flag, 8, "processes that load images, at most one per core", group="run")
-half_flag = partial(flag, False, "half precision: bf16 where the device supports it, else fp16 on CUDA", group="run")
-project_flag = partial(flag, help="folder of the runs", metavar="FOLDER", group="run")
-name_flag = partial(flag, "exp", "name of the run; a number is appended if it is taken", metavar="NAME", group="run")
-exist_ok_flag = partial(flag, False, "write into the folder of that name even if it exists", group="run")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -1,4 +1,4 @@
-"""Several processes as one: joining, leaving, and the few exchanges that training needs. A no-op in one process."""
+"""The process group of distributed training, and the exchanges that training needs; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-TIMEOUT = timedelta(minutes=30)  # one rank may decode a whole data set while the others wait
+TIMEOUT = timedelta(minutes=30)  # while one rank decodes a whole data set, the others wait
 
 
 def launched() -> bool:
-    """Whether torchrun (or a like launcher) started this process as one of several."""
+    """Whether torchrun or a similar launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -28,7 +28,7 @@ def join(device: torch.device) -> None:
     if launched() and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # torchrun's store outlives its workers: without a prefix, restarted ones would find the addresses of the dead.
+        # torchrun's store outlives its workers: without a prefix, restarted workers would find the addresses of dead ones.
         store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
         store = dist.PrefixStore(f"restart{restarts()}", store)  # type: ignore[attr-defined]
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -36,20 +36,20 @@ def join(device: torch.device) -> None:
 
 
 def leave() -> None:
-    """Close the process group; where no error is on its way, once all processes have come here."""
+    """Close the process group; unless an error is being raised, wait for all processes first."""
     if dist.is_initialized():
-        if sys.exc_info()[0] is None:  # who closes while another still talks aborts it
+        if sys.exc_info()[0] is None:  # closing while another process still communicates would abort it
             dist.barrier()
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, 0 where there is only one."""
+    """Return this process's number, 0 if it is the only one."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0")) if launched() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -59,12 +59,12 @@ def is_main() -> bool:
 
 
 def restarts() -> int:
-    """How often torchrun has restarted the workers of this launch."""
+    """Return how often torchrun has restarted the workers of this launch."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch_id() -> str:
-    """A name for this launch that survives a restart of its workers: the launcher's run and process."""
+    """Return a name of this launch that survives a restart of its workers: the launcher's run and process."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}-{os.getppid()}" if launched() else ""
 
 
@@ -76,7 +76,7 @@ def sum_(tensor: Tensor) -> Tensor:
 
 
 def broadcast(value: Any) -> Any:
-    """Return rank 0's value of a small picklable object on every rank."""
+    """Return rank 0's value, a small picklable object, on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -107,10 +107,10 @@ def main_first() -> Iterator[None]:
 
 
 def select_device(name: str) -> torch.device:
-    """Turn ``--device`` into a device: '' picks CUDA where there is one; a number is a CUDA device.
+    """Return the device that ``--device`` names: '' means CUDA if available, a number a CUDA device.
 
     Raises:
-        UserError: no such device here.
+        UserError: there is no such device.
     """
     name = name.strip().lower()
     if "," in name:

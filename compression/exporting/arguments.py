@@ -5,18 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compression.exporting.formats import FORMATS, QUANTIZABLE
-from utils.arguments import (
-    architecture_flag,
-    check_at_least,
-    data_flag,
-    download_flag,
-    exist_ok_flag,
-    flag,
-    imgsz_flag,
-    name_flag,
-    project_flag,
-    workers_flag,
-)
+from utils.arguments import check_at_least, flag, shared
 from utils.errors import UserError, unknown
 
 OPSETS = (18, 21)  # first and last: what torch writes, and what onnxruntime 1.18 reads
@@ -27,33 +16,26 @@ class ExportArguments:
     """Flags of export.py."""
 
     weights: str = flag(
-        "weights/digits.pt",
-        "classifier: RankCut's own (pruned or not), a plain state dict, or an official YOLOv5 *-cls.pt",
-        metavar="PATH",
-        group="network",
+        "weights/digits.pt", "RankCut's checkpoint, a plain state dict, or an official YOLOv5 *-cls.pt", metavar="PATH", group="network"
     )
-    model: str = architecture_flag()
+    model: str = shared.model()
     include: tuple[str, ...] = flag(("onnx",), "formats to write", choices=FORMATS, many=True, group="output")
-    int8: bool = flag(
-        False, f"also quantize to int8, calibrated on training images of --data ({', '.join(QUANTIZABLE)})", group="quantization"
-    )
+    int8: bool = flag(False, f"also quantize to int8 ({', '.join(QUANTIZABLE)}), calibrated on --data", group="quantization")
     half: bool = flag(False, "fp16 weights instead of fp32", group="output")
     dynamic: bool = flag(False, "accept any number of images per forward pass", group="output")
     batch_size: int = flag(1, "images per forward pass without --dynamic; smaller batches are padded", "--batch", group="output")
-    imgsz: int | None = imgsz_flag()
+    imgsz: int | None = shared.imgsz()
     opset: int = flag(18, f"version of ONNX's operators, {OPSETS[0]}..{OPSETS[1]}", metavar="VERSION", group="output")
     with_preprocess: bool = flag(False, "put normalisation and softmax into the file: uint8 images in, probabilities out", group="output")
-    data: str = data_flag("", "training images for calibration, validation images for the accuracy")
-    download: bool = download_flag()
+    data: str = shared.data("", "training images for calibration, validation images for the accuracy")
+    download: bool = shared.download()
     images: int = flag(256, "training images used for calibration", group="quantization")
-    max_drop: float = flag(
-        0.01, "top-1 that int8 may lose; if it loses more, the report recommends the other file", metavar="SHARE", group="quantization"
-    )
+    max_drop: float = flag(0.01, "top-1 that int8 may lose; if more, the other file is recommended", metavar="SHARE", group="quantization")
     seed: int = flag(0, "equal seeds give equal calibration images", group="quantization")
-    workers: int = workers_flag()
-    project: str = project_flag("runs/export")
-    name: str = name_flag()
-    exist_ok: bool = exist_ok_flag()
+    workers: int = shared.workers()
+    project: str = shared.project("runs/export")
+    name: str = shared.name()
+    exist_ok: bool = shared.exist_ok()
 
 
 def check_arguments(arguments: ExportArguments) -> None:

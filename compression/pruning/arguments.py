@@ -6,43 +6,32 @@ from dataclasses import dataclass
 
 from compression.pruning.allocation import ALLOCATIONS
 from compression.scoring.criteria import CRITERIA
-from utils.arguments import data_flag, device_flag, download_flag, exist_ok_flag, flag, imgsz_flag, name_flag, project_flag, workers_flag
+from utils.arguments import flag, shared
 
 
 @dataclass(frozen=True)
 class PruneArguments:
     """Flags of prune.py."""
 
-    weights: str = flag(
-        "",
-        "trained classifier to prune: RankCut's own, a plain state dict, or an official YOLOv5 *-cls.pt",
-        metavar="PATH",
-        group="network",
-    )
+    weights: str = flag("", "classifier: RankCut's own, a plain state dict, or YOLOv5's *-cls.pt", metavar="PATH", group="network")
     model: str = flag(
         "",
-        "architecture, for a plain state dict that does not name its own; with --dry-run it may replace --weights",
+        "architecture, for a plain state dict without one; with --dry-run in place of --weights",
         metavar="NAME",
         group="network",
     )
     num_classes: int = flag(1000, "outputs of --model without --weights", group="network")
-    data: str = data_flag("digits", "training images for the scores, validation images for the accuracy")
-    download: bool = download_flag()
-    imgsz: int | None = imgsz_flag()
+    data: str = shared.data("digits", "training images for the scores, validation images for the accuracy")
+    download: bool = shared.download()
+    imgsz: int | None = shared.imgsz()
 
     compress_rate: str = flag(
-        "",
-        'share of the channels to remove, per entry as "[0.]+[0.15]*2+[0.4]*27", or one number for all',
-        metavar="RATES",
-        group="pruning",
+        "", 'share of the channels to remove, as "[0.]+[0.15]*2+[0.4]*27", or one for all entries', metavar="RATES", group="pruning"
     )
     macs: float | None = flag(None, "share of the multiply-adds to keep", metavar="SHARE", group="pruning")
     params: float | None = flag(None, "share of the parameters to keep", metavar="SHARE", group="pruning")
     allocation: str = flag(
-        "uniform",
-        "how a budget (--macs, --params) is spread: evenly, or as measured, where it costs least",
-        choices=ALLOCATIONS,
-        group="pruning",
+        "uniform", "spread a budget evenly, or where it is measured to cost the least accuracy", choices=ALLOCATIONS, group="pruning"
     )
     round_to: int = flag(8, "with a budget: keep multiples of this many channels", metavar="CHANNELS", group="pruning")
     min_channels: int = flag(1, "with a budget: fewest channels to keep in a group", metavar="CHANNELS", group="pruning")
@@ -58,17 +47,13 @@ class PruneArguments:
     images: int = flag(512, "training images used for the scores", group="data")
     batch_size: int = flag(32, "images per forward pass", "--batch", group="run")
     recalibrate_bn: bool = flag(False, "after the cut, measure batch norm's statistics again on the images", group="pruning")
-    controls: bool = flag(
-        False,
-        "for comparison, also prune by L1, at random, and at random widths of the same cost, and print the accuracies",
-        group="pruning",
-    )
+    controls: bool = flag(False, "also prune by L1, at random, and at random widths of the same cost, to compare", group="pruning")
 
     dry_run: bool = flag(False, "print the groups and the widths after the cut, and exit", group="run")
     json: str = flag("", "with --dry-run: also write what results.json would contain", metavar="PATH", group="run")
     seed: int = flag(0, "equal seeds give equal cuts", group="run")
-    device: str = device_flag()
-    workers: int = workers_flag()
-    project: str = project_flag("runs/prune")
-    name: str = name_flag()
-    exist_ok: bool = exist_ok_flag()
+    device: str = shared.device()
+    workers: int = shared.workers()
+    project: str = shared.project("runs/prune")
+    name: str = shared.name()
+    exist_ok: bool = shared.exist_ok()

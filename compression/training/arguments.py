@@ -8,17 +8,7 @@ from compression.distillation.arguments import DistillationArguments
 from compression.quantizers.clipping import CLIPS
 from compression.statistics.summaries import SUMMARIES
 from models.quantized.numbers import MODES
-from utils.arguments import (
-    check_at_least,
-    data_flag,
-    device_flag,
-    download_flag,
-    exist_ok_flag,
-    flag,
-    name_flag,
-    project_flag,
-    workers_flag,
-)
+from utils.arguments import check_at_least, flag, shared
 from utils.data.caching import CACHES
 from utils.data.datasets import SPLIT_FOLDERS
 from utils.data.loaders import BALANCES
@@ -27,6 +17,8 @@ from utils.errors import UserError
 from utils.loop.optim import OPTIMIZERS
 from utils.spec import CHANNELS
 
+GRIDS = f"{{{','.join(MODES)}}}"  # no choices, since --qe-mode also accepts Distiller's long names
+
 
 @dataclass(frozen=True)
 class RunArguments:
@@ -34,26 +26,26 @@ class RunArguments:
 
     model: str = flag(
         "",
-        "network: yolov5n-cls (the default without --weights), resnet56, ..., any of torchvision or timm, or a YAML",
+        "yolov5n-cls (default without --weights), resnet56, any of torchvision or timm, or a YAML",
         metavar="NAME|YAML",
         group="network",
     )
     weights: str = flag(
         "",
-        "checkpoint to start from: RankCut's own, a plain state dict, or an official YOLOv5 *-cls.pt",
+        "start from RankCut's or YOLOv5's checkpoint, or a state dict",
         "--exp-load-weights-from",
         metavar="PATH",
         group="network",
     )
     pretrained: bool = flag(False, "start a torchvision or timm network from its ImageNet weights (downloads them)", group="network")
-    data: str = data_flag("digits", "built-in data set, folder (with train/ and val/, or with class folders), or YAML")
-    download: bool = download_flag()
+    data: str = shared.data("digits", "built-in data set, folder (with train/ and val/, or with class folders), or YAML")
+    download: bool = shared.download()
     val_fraction: float = flag(
-        0.1, "share of train held out for validation if there is no val folder", "--validation-split", "--vs", metavar="SHARE", group="data"
+        0.1, "share of train to hold out if there is no val folder", "--validation-split", "--vs", metavar="SHARE", group="data"
     )
     imgsz: int | None = flag(
         None,
-        "side of the input; default: that of the weights or of the data set, else 224",
+        "side of the input; default: the weights' or data's own, else 224",
         "--img",
         "--img-size",
         metavar="PIXELS",
@@ -77,38 +69,26 @@ class RunArguments:
 
     augment: str | None = flag(None, "augmentation preset; default: the data set's own", choices=PRESETS, group="data")
     fliplr: float | None = flag(None, "probability of a horizontal flip; default: the data set's own", metavar="P", group="data")
-    auto_augment: str | None = flag(None, "TrivialAugment or RandAugment; default: as the preset has it", choices=POLICIES, group="data")
+    auto_augment: str | None = flag(None, "TrivialAugment or RandAugment; default: the preset's", choices=POLICIES, group="data")
     erasing: float | None = flag(None, "probability of random erasing; default: the preset's", metavar="P", group="data")
     mixup: float = flag(0.0, "share of the batches that get mixup", metavar="SHARE", group="data")
     cutmix: float = flag(0.0, "share of the batches that get cutmix", metavar="SHARE", group="data")
-    balance: str = flag(
-        "none", "against imbalanced classes: draw every class equally often (sampler), or weight the loss", choices=BALANCES, group="data"
-    )
+    balance: str = flag("none", "against skewed classes: sample them evenly, or weight the loss", choices=BALANCES, group="data")
     cache: str = flag("", "keep decoded images; ram if no value is given", const="ram", choices=CACHES, group="data")
-    workers: int = workers_flag()
+    workers: int = shared.workers()
 
     freeze: tuple[str, ...] = flag(
-        (),
-        "modules that are not trained: a number (that many layers, from the first) or name patterns",
-        metavar="N|PATTERN",
-        many=True,
-        group="network",
+        (), "what is not trained: the first N modules, or name patterns of modules", metavar="N|PATTERN", many=True, group="network"
     )
     cutoff: int | None = flag(None, "keep this many layers of a YAML network, followed by a classification head", group="network")
     compress_rate: str = flag(
-        "",
-        'build the network narrow: share of the channels to remove, per entry as "[0.]+[0.15]*2+[0.4]*27", or one number for all',
-        metavar="RATES",
-        group="pruning",
+        "", 'build narrow: share of the channels to remove, as "[0.]+[0.15]*2+[0.4]*27", or one for all', metavar="RATES", group="pruning"
     )
     ranks: str = flag(
-        "",
-        "with --compress-rate and --weights: folder of rank files, as prune.py writes it, that decide which channels stay",
-        metavar="FOLDER",
-        group="pruning",
+        "", "with --compress-rate and --weights: prune.py's rank files, which decide what stays", metavar="FOLDER", group="pruning"
     )
 
-    device: str = device_flag()
+    device: str = shared.device()
     amp: bool = flag(True, "mixed precision: bf16 where the device supports it, else fp16 on CUDA", group="training")
     ema: bool = flag(True, "validate and save a moving average of the weights", group="training")
     sync_bn: bool = flag(False, "synchronize batch norm over all processes (CUDA)", group="training")
@@ -116,14 +96,14 @@ class RunArguments:
     deterministic: bool = flag(False, "deterministic operations only (slower on CUDA; CPUs are deterministic without it)", group="run")
     seed: int = flag(0, "equal seeds give equal results", group="run")
     local_rank: int = flag(-1, "set by torch.distributed.launch; torchrun does without", group="run")
-    project: str = project_flag("runs/train")
-    name: str = name_flag()
-    exist_ok: bool = exist_ok_flag()
+    project: str = shared.project("runs/train")
+    name: str = shared.name()
+    exist_ok: bool = shared.exist_ok()
     nosave: bool = flag(False, "save checkpoints only at the end; the run can't be resumed", group="run")
     save_period: int = flag(0, "also keep a checkpoint every so many epochs; 0: none", metavar="EPOCHS", group="run")
     resume: str = flag(
         "",
-        "continue a run: its folder or its weights/last.pt; the newest run if no value is given",
+        "continue a run: its folder or last.pt; the newest without a value",
         "--resume-from",
         metavar="RUN",
         const="newest",
@@ -136,20 +116,16 @@ class RunArguments:
 class ScheduleArguments:
     """Flags of compression schedules and their reports, under Distiller's names."""
 
-    compress: str = flag(
-        "", "compression schedule: what to prune, regularize, quantize and distil, and when", "--schedule", metavar="YAML", group="schedule"
-    )
+    compress: str = flag("", "schedule: what to prune, quantize or distil, and when", "--schedule", metavar="YAML", group="schedule")
     dry_run: bool = flag(False, "with --compress: print what the schedule would do in each epoch, and exit", group="schedule")
     reset_optimizer: bool = flag(False, "with --resume-from: take only the weights and start again at epoch 0", group="run")
-    effective_train_size: float = flag(
-        1.0, "share of the training images that an epoch sees, drawn anew for each epoch", metavar="SHARE", group="data"
-    )
+    effective_train_size: float = flag(1.0, "share of the training images in an epoch, drawn anew for each", metavar="SHARE", group="data")
     print_freq: int = flag(0, "print the loss and its parts every so many batches; 0: never", "-p", metavar="BATCHES", group="run")
     masks_sparsity: bool = flag(False, "print the sparsity of the masks after every epoch", group="schedule")
     param_hist: bool = flag(False, "write histograms of the parameters to TensorBoard after every epoch", group="analysis")
     act_stats: str = flag(
         "",
-        "after every epoch write statistics of the activations on these images to CSV, YAML and TensorBoard",
+        "each epoch, write statistics of the activations to CSV, YAML and TensorBoard",
         choices=SPLIT_FOLDERS,
         group="analysis",
     )
@@ -161,33 +137,19 @@ class PostTrainingArguments:
     """Flags of post-training quantization, under Distiller's names."""
 
     quantize_eval: bool = flag(
-        False, "quantize the trained --weights, calibrated on training images; writes weights/quantized.pt", "--qe", group="quantization"
+        False, "quantize --weights, calibrated on training images, into weights/quantized.pt, and measure", "--qe", group="quantization"
     )
     qe_config_file: str = flag(
-        "",
-        "YAML with a PostTrainLinearQuantizer under quantizers, in place of the other --qe flags",
-        "--qecf",
-        metavar="YAML",
-        group="quantization",
+        "", "YAML with a PostTrainLinearQuantizer, in place of the other --qe flags", "--qecf", metavar="YAML", group="quantization"
     )
-    qe_mode: str = flag(
-        "",
-        "grid; default: asym_u for inputs, sym_restr for weights",
-        "--qem",
-        metavar=f"{{{','.join(MODES)}}}",  # not choices: Distiller's long names are accepted too
-        group="quantization",
-    )
+    qe_mode: str = flag("", "grid; default: asym_u for inputs, sym_restr for weights", "--qem", metavar=GRIDS, group="quantization")
     qe_bits_acts: int = flag(8, "bits of the layers' inputs; 32 leaves them in float", "--qeba", metavar="BITS", group="quantization")
     qe_bits_wts: int = flag(8, "bits of the weights; 32 leaves them in float", "--qebw", metavar="BITS", group="quantization")
-    qe_bits_accum: int = flag(
-        32, "bits of the accumulators, at which sums of products saturate", "--qebacc", metavar="BITS", group="quantization"
-    )
+    qe_bits_accum: int = flag(32, "bits at which sums of products saturate", "--qebacc", metavar="BITS", group="quantization")
     qe_clip_acts: str = flag("none", "how the range of an input is clipped", "--qeca", choices=CLIPS, group="quantization")
     qe_clip_n_stds: float = flag(2.0, "number of standard deviations for n_std", "--qecns", group="quantization")
     qe_per_channel: bool = flag(False, "one grid per output channel of the weights", "--qepcw", group="quantization")
-    qe_stats_file: str = flag(
-        "", "calibration.yaml of an earlier such run, instead of calibrating again", "--qesf", metavar="YAML", group="quantization"
-    )
+    qe_stats_file: str = flag("", "calibration.yaml of an earlier run, to reuse", "--qesf", metavar="YAML", group="quantization")
 
 
 @dataclass(frozen=True)
@@ -197,7 +159,7 @@ class AnalysisArguments(PostTrainingArguments):
     summary: str = flag("", "print a summary of the network and exit", choices=SUMMARIES, group="analysis")
     sense: str = flag(
         "",
-        "sensitivity analysis on the validation images: prune each layer alone, by this unit",
+        "sensitivity analysis: prune each layer alone, by these, and measure",
         metavar="{element,filter,channel}",
         group="analysis",
     )

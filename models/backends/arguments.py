@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from models.backends import Backend, open_backend
-from utils.arguments import architecture_flag, device_flag, exist_ok_flag, flag, half_flag, imgsz_flag, name_flag
+from utils.arguments import flag, shared
 
 ROOT = Path(__file__).resolve().parents[2]  # what default paths are relative to, wherever a script is started
 
@@ -19,16 +19,16 @@ class BackendArguments:
 
     weights: str = flag(
         "weights/digits.pt",
-        "classifier: .pt (RankCut's own, a plain state dict, or an official YOLOv5 *-cls.pt), .onnx, .torchscript, or an OpenVINO folder",
+        "classifier: .pt, .onnx, .torchscript, or an OpenVINO folder",
         metavar="PATH",
         group="network",
     )
-    model: str = architecture_flag()
-    imgsz: int | None = imgsz_flag()
-    device: str = device_flag()
-    half: bool = half_flag()
-    name: str = name_flag()
-    exist_ok: bool = exist_ok_flag()
+    model: str = shared.model()
+    imgsz: int | None = shared.imgsz()
+    device: str = shared.device()
+    half: bool = shared.half()
+    name: str = shared.name()
+    exist_ok: bool = shared.exist_ok()
 
     def open_backend(self, given: set[str], device: torch.device) -> Backend:
         """Load the classifier into its runtime; ``given`` are the names of the flags on the command line."""

@@ -112,8 +112,8 @@ class TrainTransform:
 def _torchvision_policies(what: Augmentation) -> list[Callable[[Tensor], Tensor]]:
     from torchvision.transforms import v2
 
-    policies = {"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}[what.policy]
-    return [*policies, v2.RandomErasing(p=what.erasing)] if what.erasing else policies
+    named: dict[str, list[Callable[[Tensor], Tensor]]] = {"none": [], "trivial": [v2.TrivialAugmentWide()], "rand": [v2.RandAugment()]}
+    return named[what.policy] + ([v2.RandomErasing(p=what.erasing)] if what.erasing else [])
 
 
 def random_crop(
