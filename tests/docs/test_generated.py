@@ -25,6 +25,12 @@ def test_the_picture_shows_every_network_and_step():
     assert "ONNX Runtime 1.31.1 on 2 cores of an AMD EPYC, 2 threads" in measured.note()
 
 
+def test_the_readme_says_what_the_dense_networks_take_in_torch():
+    eager = {row["network"]: row for row in measured.content()["rows"] if row["runtime"].startswith("torch") and row["step"] == "dense"}
+    found = [f"{eager[network]['latency_ms_batch1']:.3g}" for network in measured.NETWORKS]
+    assert f"take {found[0]}, {found[1]} and {found[2]} ms" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "text"), [("top1", 0.7143, "71.43 %"), ("macs", 4089184256, "4,089 M"), ("bytes", 810397, "0.81 MB")]
 )
@@ -32,7 +38,7 @@ def test_values_are_written_with_three_digits_at_least(key, value, text):
     assert next(panel for panel in measured.PANELS if panel.key == key).text(value) == text
 
 
-def test_pictures_are_drawn(tmp_path):
+def test_pictures_are_drawn(plots, tmp_path):
     from docs.figures import channels
 
     for name, theme in measured.THEMES.items():
