@@ -1,1 +1,1 @@
-"""Floor 2: whatever classifies an image, from its source code or from a file."""
+"""Classifiers: networks, quantized modules, weights, and running them from any file."""

@@ -1,4 +1,4 @@
-"""Prediction over a stream of images: reading ahead in threads, inference in batches, results in order."""
+"""Classify a stream of images: threads read ahead, the network runs in batches, results come in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ READ_AHEAD = 2  # batches
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one image, likeliest first.
+    """The classes of one image.
 
     Attributes:
-        topk: (class name, probability) pairs; empty where the image could not be read.
+        topk: (class name, probability) pairs, likeliest first; empty if the image could not be read.
         error: why it could not be read.
-        speed_ms: milliseconds of preprocess (reading and decoding included), inference and postprocess.
+        speed_ms: milliseconds of preprocess (which includes reading and decoding), inference and postprocess.
     """
 
     item: Item
@@ -35,32 +35,19 @@ class Prediction:
     speed_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    item: Item
-    pixels: Image | None
-    error: str
-    milliseconds: float
-
-
 def predict(backend: Backend, source: Source, batch_size: int, topk: int) -> Iterator[Prediction]:
-    """Classify every item of a source, in order.
+    """Classify every image of a source, in order, also yielding those that can't be read.
 
-    Decoding and pre-processing run in threads, up to two batches ahead of the network. Live sources are taken one
-    image at a time.
+    Threads decode and pre-process up to two batches ahead of the network. Live sources are taken one image at a time.
 
     Args:
-        backend: the classifier.
-        source: the images.
+        backend, source: the classifier and the images.
         batch_size: images per forward pass.
-        topk: classes per image; at most all.
-
-    Yields:
-        A prediction per image, also for those that could not be read.
+        topk: classes per image, at most all.
     """
     batch_size = 1 if source.live else batch_size
     items = source.items()
-    pending: deque[Future[_Prepared]] = deque()
+    pending: deque[Future[tuple[Prediction, Image | None]]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
             while True:
@@ -77,45 +64,42 @@ def predict(backend: Backend, source: Source, batch_size: int, topk: int) -> Ite
 
 
 def share_cores_(device: torch.device, source: Source) -> None:
-    """Give the network half of torch's threads, in place, where it shares the processor with the threads that decode.
+    """Give a network on the CPU half of torch's threads, in place; the other cores decode the next images.
 
-    With all of them a forward pass waits at every layer for the thread whose core is busy decoding: on 2 cores the
-    whole pipeline takes a quarter longer. A single image, and a network on a GPU, have nothing to share.
+    With all threads a forward pass would wait at every layer for the one whose core is busy decoding: on 2 cores the whole
+    pipeline would take a quarter longer.
     """
     if device.type == "cpu" and source.files > 1:
         torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
 
 
-def _prepare(item: Item, backend: Backend) -> _Prepared:
+def _prepare(item: Item, backend: Backend) -> tuple[Prediction, Image | None]:
+    """Read and pre-process an image; return its prediction, without classes yet, and its pixels, None if it can't be read."""
     start = time.perf_counter()
-    pixels, error = None, ""
     try:
         pixels = preprocess(item.read(backend.spec.channels, backend.spec.imgsz * READ_MARGIN), backend.spec)
     except UnreadableImage as reason:
-        error = str(reason)
-    return _Prepared(item, pixels, error, (time.perf_counter() - start) * 1e3)
+        return Prediction(item, error=str(reason)), None
+    return Prediction(item, speed_ms={"preprocess": (time.perf_counter() - start) * 1e3}), pixels
 
 
-def _classify(backend: Backend, prepared: list[_Prepared], topk: int) -> list[Prediction]:
-    pixels = [p.pixels for p in prepared if p.pixels is not None]
-    probabilities: list[list[float]] = []
-    classes: list[list[int]] = []
-    inference = postprocess = 0.0
-    if pixels:
-        start = time.perf_counter()
-        logits = backend.logits(torch.from_numpy(np.stack(pixels)))
-        done = time.perf_counter()
-        values, indices = logits.softmax(1).topk(min(topk, logits.shape[1]), dim=1)
-        probabilities, classes = values.tolist(), indices.tolist()
-        inference = (done - start) * 1e3 / len(pixels)
-        postprocess = (time.perf_counter() - done) * 1e3 / len(pixels)
-    predictions, names, row = [], backend.spec.class_names, 0
-    for p in prepared:
-        if p.pixels is None:
-            predictions.append(Prediction(p.item, error=p.error))
-            continue
-        pairs = tuple((names[i], v) for i, v in zip(classes[row], probabilities[row], strict=True))
-        speed_ms = {"preprocess": p.milliseconds, "inference": inference, "postprocess": postprocess}
-        predictions.append(Prediction(p.item, pairs, speed_ms=speed_ms))
-        row += 1
+def _classify(backend: Backend, prepared: list[tuple[Prediction, Image | None]], topk: int) -> list[Prediction]:
+    batch = [pixels for _, pixels in prepared if pixels is not None]
+    if not batch:
+        return [prediction for prediction, _ in prepared]
+    start = time.perf_counter()
+    logits = backend.logits(torch.from_numpy(np.stack(batch)))
+    done = time.perf_counter()
+    values, indices = logits.softmax(1).topk(min(topk, logits.shape[1]), dim=1)
+    likeliest = zip(indices.tolist(), values.tolist(), strict=True)
+    ended = time.perf_counter()
+    speed_ms = {"inference": (done - start) * 1e3 / len(batch), "postprocess": (ended - done) * 1e3 / len(batch)}
+    predictions = []
+    for prediction, pixels in prepared:
+        if pixels is not None:
+            classes, probabilities = next(likeliest)
+            names = (backend.spec.class_names[i] for i in classes)
+            pairs = tuple(zip(names, probabilities, strict=True))
+            prediction = replace(prediction, topk=pairs, speed_ms=prediction.speed_ms | speed_ms)
+        predictions.append(prediction)
     return predictions

@@ -1,4 +1,4 @@
-"""Measure any classifier's file on a split of a data set."""
+"""Evaluate any classifier on a split of a data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Measurement:
-    """An evaluation, the classes it is about, and what a reader should know of it."""
+    """An evaluation, with the classifier's specification and what the user should know."""
 
     evaluation: Evaluation
     spec: ModelSpec
@@ -27,17 +27,13 @@ class Measurement:
 
 
 def load_for(backend: Backend, data: str, split: str, val_fraction: float | None, seed: int | None, download: bool = False) -> ImageData:
-    """Load a data set with labels in the order of a classifier's outputs, classes matched by name.
+    """Load a data set with labels in the order of a classifier's outputs; classes are matched by name.
 
-    Args:
-        backend: the classifier; its training run's record says which part of train was held out.
-        data: as ``load_data`` takes it.
-        split: what will be measured; a held-out part is made only where "val" or "train" is asked for.
-        val_fraction, seed: of the held-out part, where not the record's.
-        download: fetch a built-in data set that is not there.
+    Without a val folder, the splits "val" and "train" are the parts of train that the training run held out and kept, by its
+    record unless ``val_fraction`` and ``seed`` are given.
 
     Raises:
-        UserError: no such data or split, or classes that the classifier does not know.
+        UserError: there is no such data or split, or the classifier does not know its classes.
     """
     found = load_data(data, download=download)
     record, wants_part = backend.record, split in ("train", "val") and "train" in found.splits
@@ -55,7 +51,7 @@ def measure(backend: Backend, data: ImageData, split: str, batch_size: int, work
     """Evaluate a classifier on one split, after a warm-up.
 
     Raises:
-        UserError: no image of the split can be read, or the network does not take this size.
+        UserError: no image of the split can be read, or the network does not take images of this size.
     """
     part, spec = data.split(split), backend.spec
     dataset = SplitDataset(part, spec, lambda image, _: preprocess(image, spec), substitute=False)

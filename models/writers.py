@@ -1,4 +1,4 @@
-"""What a prediction run saves: annotated images and videos, text files, CSV, JSON. Encoding runs in threads."""
+"""Save predictions: annotated images and videos, text files, CSV, JSON. Images are encoded in threads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import cv2
 
 from models.prediction import Prediction
 from utils.data.images import UnreadableImage
+from utils.data.sources import Item
 from utils.errors import UserError
 from utils.files.checkpoint import write_text
 from utils.files.runs import write_json
@@ -22,7 +23,7 @@ WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class PredictionWriter:
-    """Saves predictions below a folder, which mirrors the source's; a context manager that finishes on exit.
+    """Saves predictions in a folder with the structure of the source's; a context manager that completes all files on exit.
 
     Args:
         folder: the run's folder.
@@ -51,10 +52,10 @@ class PredictionWriter:
             write_text(self.folder / "predictions.csv", _csv(self.records))
 
     def save(self, prediction: Prediction) -> None:
-        """Save one prediction; pictures and text files are written in the background.
+        """Save one prediction; images and text files are written in the background.
 
         Raises:
-            OSError: an earlier picture could not be written.
+            OSError: an earlier image could not be written.
         """
         item = prediction.item
         self.records.append((item.path, item.frame, prediction.topk))
@@ -64,24 +65,23 @@ class PredictionWriter:
             path = self._free(self.folder / "labels" / item.output.with_suffix(""), suffix, item.output.name)
             self.jobs.append(self.pool.submit(write_text, path, "\n".join(lines) + "\n"))
         if self.images and item.frame:
-            self._add_frame(prediction, lines)
+            self._add_frame(item, lines)
         elif self.images:
             suffix = item.output.suffix if item.output.suffix.lower() in WRITABLE else ".jpg"
             path = self._free(self.folder / item.output.with_suffix(""), suffix, item.output.name)
-            self.jobs.append(self.pool.submit(_save_image, prediction, lines, path))
+            self.jobs.append(self.pool.submit(_save_image, item, lines, path))
         while self.jobs and self.jobs[0].done():
             self.jobs.pop(0).result()
 
     def _free(self, stem: Path, suffix: str, name: str) -> Path:
-        """Return a path that no other input has taken: photo.txt, or photo.png.txt beside photo.jpg's."""
+        """Return a path that no other image uses: photo.txt, or photo.png.txt if that is photo.jpg's."""
         path = stem.with_name(stem.name + suffix)
         if path in self.taken:
             path = stem.with_name(name + suffix)
         self.taken.add(path)
         return path
 
-    def _add_frame(self, prediction: Prediction, lines: list[str]) -> None:
-        item = prediction.item
+    def _add_frame(self, item: Item, lines: list[str]) -> None:
         image = annotate(item.read(3, 0), lines)
         path = self.folder / item.output
         if self.video is None or self.video[0] != path:
@@ -100,10 +100,10 @@ class PredictionWriter:
             self.video = None
 
 
-def _save_image(prediction: Prediction, lines: list[str], path: Path) -> None:
+def _save_image(item: Item, lines: list[str], path: Path) -> None:
     try:
-        image = prediction.item.read(3, 0)  # at full size; the network saw a smaller one
-    except UnreadableImage:  # gone in the meantime
+        image = item.read(3, 0)  # at full size; the network saw a smaller one
+    except UnreadableImage:  # it was deleted in the meantime
         return
     write_image(path, annotate(image, lines))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, build_cifar_resnet, build_resnet
+from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, CifarResNet, ResNet
 from models.networks.vgg import CifarVGG
 from models.networks.yolo import build_yolo, rows_of
 from utils.errors import UserError, unknown
@@ -39,9 +39,9 @@ def _yolo(size: str, num_classes: int, channels: int) -> nn.Module:
 
 ARCHITECTURES: dict[str, Builder] = {
     **{f"yolov5{size}-cls": partial(_yolo, size) for size in YOLO_SIZES},
-    **{f"resnet{n}": partial(build_cifar_resnet, n, True) for n in CIFAR_DEPTHS},
-    **{f"resnet{n}-b": partial(build_cifar_resnet, n, False) for n in CIFAR_DEPTHS},
-    **{f"resnet{n}": partial(build_resnet, n) for n in IMAGENET_DEPTHS},
+    **{f"resnet{depth}": partial(CifarResNet, (depth - 2) // 6, True) for depth in CIFAR_DEPTHS},
+    **{f"resnet{depth}-b": partial(CifarResNet, (depth - 2) // 6, False) for depth in CIFAR_DEPTHS},
+    **{f"resnet{depth}": partial(ResNet, *block_and_depths) for depth, block_and_depths in IMAGENET_DEPTHS.items()},
     "vgg16-cifar": CifarVGG,
 }
 # Names from HRank and Distiller.

@@ -150,6 +150,7 @@ class CifarResNet(nn.Module):
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
 
+# Layers -> kind of block, and blocks per stage.
 IMAGENET_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -157,15 +158,4 @@ IMAGENET_DEPTHS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
 }
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)
-
-
-def build_resnet(layers: int, num_classes: int, channels: int = 3) -> ResNet:
-    """Build an ImageNet ResNet of 18, 34, 50, 101 or 152 layers."""
-    block, depths = IMAGENET_DEPTHS[layers]
-    return ResNet(block, depths, num_classes, channels)
-
-
-def build_cifar_resnet(layers: int, option_a: bool, num_classes: int, channels: int = 3) -> CifarResNet:
-    """Build a CIFAR ResNet of 6n+2 layers with option-A or option-B shortcuts."""
-    return CifarResNet((layers - 2) // 6, option_a, num_classes, channels)
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # layers: 6 n + 2 with n blocks per stage
