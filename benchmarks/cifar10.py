@@ -39,66 +39,50 @@ CUTS: dict[str, dict[str, list[str]]] = {
 }
 
 
-def run(script: str, *arguments: object) -> str:
-    """Run one of the scripts and return what it prints."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{script} {' '.join(map(str, arguments))}\n{done.stderr}")
-    return done.stdout
+def run_once(script: str, folder: Path, *arguments: object) -> dict[str, Any]:
+    """Run one of the scripts, unless its results are in the folder already, and return them."""
+    if not (folder / "results.json").exists():
+        command = [str(ROOT / script), *map(str, arguments), "--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
 
 
 def fine_tuned(name: str, weights: Path, network: str, options: argparse.Namespace) -> Path:
-    """Fine-tune weights, unless that was done before, and return the last epoch's checkpoint."""
+    """Fine-tune weights and return the last epoch's checkpoint."""
     folder = Path(options.project) / name
-    if not (folder / "results.json").exists():
-        extra = ["--model", "resnet56", "--imgsz", "32"] if weights.suffix == ".th" else []
-        warm = ["--epochs", options.epochs, "--warmup-epochs", options.epochs / 4, "--seed", options.seed]
-        run(
-            "train.py", "--weights", weights, "--data", options.data, *extra, *RECIPES[network], *CYCLE, *warm,
-            "--project", options.project, "--name", name, "--exist-ok",
-        )  # fmt: skip
+    extra = ["--model", "resnet56", "--imgsz", "32"] if weights.suffix == ".th" else []
+    epochs = ["--epochs", options.epochs, "--warmup-epochs", options.epochs / 4, "--seed", options.seed]
+    run_once("train.py", folder, "--weights", weights, "--data", options.data, *extra, *RECIPES[network], *CYCLE, *epochs)
     return folder / "weights" / "last.pt"
 
 
-def top1_on_test(checkpoint: Path, options: argparse.Namespace) -> float:
+def top1_on_test(checkpoint: Path, data: str) -> float:
     """Measure a checkpoint on the test split."""
-    folder = checkpoint.parent.parent / "test"
-    if not (folder / checkpoint.stem / "results.json").exists():
-        run("val.py", "--weights", checkpoint, "--data", options.data, "--split", "test", "--project", folder, "--name", checkpoint.stem)
-    return float(json.loads((folder / checkpoint.stem / "results.json").read_text())["top1"])
+    folder = checkpoint.parent.parent / "test" / checkpoint.stem
+    return float(run_once("val.py", folder, "--weights", checkpoint, "--data", data, "--split", "test")["top1"])
 
 
 def compare_criteria(network: str, dense: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Cut a dense network by each criterion and fine-tune it; return a row for each criterion."""
-    base = top1_on_test(dense, options)
+    dense_top1 = top1_on_test(dense, options.data)
     rows: list[dict[str, Any]] = []
     for criterion, arguments in CUTS[network].items():
         if options.only and criterion not in options.only:
             continue
         name = f"{network}-{criterion.replace(', ', '-')}-seed{options.seed}"
         folder = Path(options.project) / f"{name}-cut"
-        if not (folder / "results.json").exists():
-            common = ["--weights", dense, "--data", options.data, "--seed", options.seed, "--exist-ok"]
-            run("prune.py", *common, *arguments, "--project", options.project, "--name", folder.name)
-        cut = json.loads((folder / "results.json").read_text())
-        before = top1_on_test(folder / "weights" / "pruned.pt", options)
-        tuned = top1_on_test(fine_tuned(name, folder / "weights" / "pruned.pt", network, options), options)
-        rows.append(
-            {
-                "network": network,
-                "criterion": criterion,
-                "macs": cut["macs"][1] / cut["macs"][0],
-                "params": cut["params"][1] / cut["params"][0],
-                "dense_test_top1": base,
-                "cut_test_top1": before,
-                "tuned_test_top1": tuned,
-                "change": tuned - base,
-                "tied_share": cut["tied_share"],
-                "epochs": options.epochs,
-                "seed": options.seed,
-            }
-        )
-        print(rows[-1], flush=True)
+        cut = run_once("prune.py", folder, "--weights", dense, "--data", options.data, "--seed", options.seed, *arguments)
+        pruned = folder / "weights" / "pruned.pt"
+        tuned_top1 = top1_on_test(fine_tuned(name, pruned, network, options), options.data)
+        row = {"network": network, "criterion": criterion}
+        row |= {cost: cut[cost][1] / cut[cost][0] for cost in ("macs", "params")}
+        row |= {"dense_test_top1": dense_top1, "cut_test_top1": top1_on_test(pruned, options.data), "tuned_test_top1": tuned_top1}
+        row |= {"change": tuned_top1 - dense_top1, "tied_share": cut["tied_share"], "epochs": options.epochs, "seed": options.seed}
+        rows.append(row)
+        print(row, flush=True)
     return rows
 
 

@@ -9,11 +9,10 @@ is not repeated if its results are already in the folder of --project.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar10 import RECIPES, ROOT, run, top1_on_test
+from benchmarks.cifar10 import RECIPES, ROOT, run_once, top1_on_test
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from utils.files.checkpoint import read_tensor_file
 
@@ -30,33 +29,17 @@ def main() -> None:
     parser.add_argument("--project", default="runs/schedules")
     options = parse_options(parser)
     dense = Path(options.dense)
-    before = read_tensor_file(dense)["metrics"]["macs"]
-    base = top1_on_test(dense, options)
+    before, dense_top1 = read_tensor_file(dense)["metrics"]["macs"], top1_on_test(dense, options.data)
+    start = ["--weights", dense, "--data", options.data, "--compress", SCHEDULE, *RECIPES["resnet56"], "--cache", "ram"]
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         for case, extra in (("distilled", ["--kd-teacher", str(dense), *DISTILLED]), ("plain", [])):
             folder = Path(options.project) / f"{case}-seed{seed}"
-            if not (folder / "results.json").exists():
-                run(
-                    "train.py", "--weights", dense, "--data", options.data, "--compress", SCHEDULE, *RECIPES["resnet56"], *extra,
-                    "--cache", "ram", "--epochs", options.epochs, "--seed", seed, "--project", options.project, "--name", folder.name,
-                    "--exist-ok",
-                )  # fmt: skip
-            results = json.loads((folder / "results.json").read_text())
-            tuned = top1_on_test(folder / "weights" / "last.pt", options)
-            rows.append(
-                {
-                    "network": "resnet56",
-                    "case": case,
-                    "macs_before": before,
-                    "macs_after": results["macs"],
-                    "dense_test_top1": base,
-                    "tuned_test_top1": tuned,
-                    "change": tuned - base,
-                    "epochs": options.epochs,
-                    "seed": seed,
-                }
-            )
+            results = run_once("train.py", folder, *start, *extra, "--epochs", options.epochs, "--seed", seed)
+            tuned_top1 = top1_on_test(folder / "weights" / "last.pt", options.data)
+            row = {"network": "resnet56", "case": case, "macs_before": before, "macs_after": results["macs"]}
+            row |= {"dense_test_top1": dense_top1, "tuned_test_top1": tuned_top1, "change": tuned_top1 - dense_top1}
+            rows.append({**row, "epochs": options.epochs, "seed": seed})
             print(rows[-1], flush=True)
     report("schedule_accuracy", rows, options.out)
 

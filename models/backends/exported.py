@@ -58,8 +58,8 @@ class ExportedBackend:
 
     def __init__(self, runtime: Runtime, path: Path, imgsz: int | None = None) -> None:
         self.runtime, self.path, self.notes = runtime, path, list(runtime.notes)
-        self.known = Metadata.from_json(runtime.metadata, path) if runtime.metadata else self._assume(imgsz)
-        self.spec, self.named, self.record = self.known.spec, self.known.named, self.known.record
+        self.metadata = Metadata.from_json(runtime.metadata, path) if runtime.metadata else self._assume(imgsz)
+        self.spec, self.named, self.record = self.metadata.spec, self.metadata.named, self.metadata.record
         if imgsz is not None and imgsz != self.spec.imgsz:
             raise UserError(f"{path} takes images of {self.spec.imgsz} px, not of {imgsz}; leave --imgsz out, or export it at {imgsz}")
         self.tables = normalisation_tables(self.spec)
@@ -68,34 +68,34 @@ class ExportedBackend:
             self._check_outputs()
 
     def logits(self, images: Tensor) -> Tensor:
-        inputs = images.numpy() if self.known.preprocessing else normalise_by_table(images.numpy(), self.tables)
+        inputs = images.numpy() if self.metadata.preprocessing else normalise_by_table(images.numpy(), self.tables)
         outputs = finite(torch.from_numpy(np.array(self._run(inputs), dtype=np.float32)), str(self.path))
         # softmax(log(p)) = p: the softmax of these logits gives the file's own probabilities back.
-        return outputs.clamp_min_(SMALLEST).log_() if self.known.softmax else outputs
+        return outputs.clamp_min_(SMALLEST).log_() if self.metadata.softmax else outputs
 
     def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """Run any number of images, in batches if the file's batch size is fixed; the last batch is filled with zeros."""
-        inputs, size = inputs.astype(self.runtime.input_type or inputs.dtype, copy=False), self.known.batch_size
+        inputs, size = inputs.astype(self.runtime.input_type or inputs.dtype, copy=False), self.metadata.batch_size
         if size is None or len(inputs) == size:
-            return self._pass(inputs)
+            return self._forward(inputs)
         parts = []
         for begin in range(0, len(inputs), size):
             part = inputs[begin : begin + size]
             filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-            parts.append(self._pass(filled)[: len(part)])
+            parts.append(self._forward(filled)[: len(part)])
         return np.concatenate(parts)
 
-    def _pass(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def _forward(self, inputs: NDArray[Any]) -> NDArray[Any]:
         try:
             return self.runtime.run(inputs)
         except Exception as error:  # each runtime raises its own
-            what = f"{len(inputs)} image(s) of {self.known.spec.imgsz} px"
+            what = f"{len(inputs)} image(s) of {self.metadata.spec.imgsz} px"
             raise UserError(f"{self.path} does not run on {what} ({one_line(error)})") from None
 
     def _probe(self, count: int) -> NDArray[Any]:
         """Run a batch of zeros."""
-        shape = [count, *(size or 1 for size in self.known.input_shape[1:])]
-        return self._pass(np.zeros(shape, self.runtime.input_type or self.known.input_type))
+        shape = [count, *(size or 1 for size in self.metadata.input_shape[1:])]
+        return self._forward(np.zeros(shape, self.runtime.input_type or self.metadata.input_type))
 
     def _takes_two(self, classes: int) -> bool:
         try:
@@ -104,18 +104,18 @@ class ExportedBackend:
             return False
 
     def _check_input(self) -> None:
-        told, found = self.known.input_shape, self.runtime.input_shape
+        told, found = self.metadata.input_shape, self.runtime.input_shape
         if found and (len(found) != 4 or any(a != b and b is not None for a, b in zip(told, found, strict=True))):
             raise self._misfit(f"an input of {shown_shape(told)}", shown_shape(found))
-        if self.runtime.input_type and self.runtime.input_type != self.known.input_type:
-            raise self._misfit(f"{self.known.input_type} inputs", self.runtime.input_type)
+        if self.runtime.input_type and self.runtime.input_type != self.metadata.input_type:
+            raise self._misfit(f"{self.metadata.input_type} inputs", self.runtime.input_type)
 
     def _check_outputs(self) -> None:
-        count = self.known.batch_size or PROBED
-        outputs, expected = self._probe(count), (count, self.known.spec.num_classes)
+        count = self.metadata.batch_size or PROBED
+        outputs, expected = self._probe(count), (count, self.metadata.spec.num_classes)
         if outputs.shape != expected:
             raise self._misfit(f"outputs of {shown_shape(expected)}", shown_shape(outputs.shape))
-        if self.known.softmax and not are_probabilities(outputs):
+        if self.metadata.softmax and not are_probabilities(outputs):
             raise self._misfit("probabilities", "outputs that do not sum to 1")
 
     def _misfit(self, told: str, found: str) -> UserError:
@@ -128,7 +128,7 @@ class ExportedBackend:
             UserError: it is no classifier of images, or the size of the images is not known.
         """
         batch, channels, side = self._foreign_input(imgsz)
-        self.known = Metadata(ModelSpec(self.path.stem, 1, side, channels), batch_size=batch, named=False)
+        self.metadata = Metadata(ModelSpec(self.path.stem, 1, side, channels), batch_size=batch, named=False)
         outputs = self._probe(batch or 1)
         if outputs.ndim != 2 or len(outputs) != (batch or 1):
             found = f"{shown_shape(outputs.shape)} for {batch or 1} image(s)"

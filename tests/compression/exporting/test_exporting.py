@@ -67,7 +67,7 @@ def test_what_is_written_is_what_was_measured(digits):
     assert [(row["format"], row["precision"]) for row in (fp32, int8)] == [("onnx", "fp32"), ("onnx", "int8")]
     assert fp32["path"] == str(folder / "digits.onnx")
     assert int8["bytes"] == (folder / "digits_int8.onnx").stat().st_size < 0.4 * fp32["bytes"]
-    assert fp32["max_difference"] < 1e-5 < int8["max_difference"] < 0.1
+    assert fp32["max_difference"] < 1e-4 < int8["max_difference"] < 0.1
     assert fp32["top1"] == results["eager"]["top1"] == pytest.approx(142 / 143)  # the validation images, one of them missed
     assert int8["top1"] >= 141 / 143
     assert min(fp32["latency_ms"], int8["latency_ms"], results["eager"]["latency_ms"]) > 0
@@ -208,7 +208,7 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
         path = tmp_path / precision
         FORMATS["openvino"].write(source, precision, path)
         backend = open_backend(str(path), CPU)
-        assert backend.known.precision == precision
+        assert backend.metadata.precision == precision
         assert difference_of(expected, backend.logits(calibration.images), True) < tolerance
         audit = FORMATS["openvino"].audit(source, path)
         assert sorted((*audit.int8, *audit.others)) == ["head", "stem"]
