@@ -146,7 +146,7 @@ def test_the_same_digits_are_predicted_and_measured_from_the_file(digits, script
 def test_a_pruned_network_with_pre_processing_inside(pruned):
     folder, classifier, exported = pruned
     assert [row.top1 for row in exported.files] == [None, None]
-    assert all(row.max_difference < 1e-5 for row in exported.files)
+    assert all(row.max_difference < 1e-4 for row in exported.files)
     images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = classifier.reference.logits(images).softmax(1)
     for name in ("narrow.onnx", "narrow.torchscript"):

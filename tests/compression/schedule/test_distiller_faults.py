@@ -300,7 +300,7 @@ def test_fault_8_thinning_knows_sums_and_joins_and_slices_what_any_optimizer_rem
     loop.on_epoch_begin(1)
     loop.on_minibatch_begin(0, images, torch.tensor([0, 1, 0, 1]))
     assert [len(layer.weight) for layer in (model.a, model.b, model.c)] == [2, 2, 2]
-    assert torch.allclose(model(images), before, atol=1e-6)
+    assert torch.allclose(model(images), before, atol=1e-5)
     columns = torch.tensor([0, 2, 4, 5])  # of the sum 0 and 2, then c's second and third
     assert all(torch.equal(optimizer.state[model.head.weight][key], value[:, columns]) for key, value in state.items())
     step(loop, images, torch.tensor([0, 1, 0, 1]))

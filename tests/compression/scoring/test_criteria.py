@@ -131,9 +131,9 @@ def test_independence_is_what_the_nuclear_norm_loses(channels, length):
     rows[-1] = rows[0]
     whole = torch.linalg.svdvals(rows.double()).sum()
     without = [torch.linalg.svdvals(torch.cat([rows[:c], rows[c + 1 :]]).double()).sum() if channels > 1 else 0 for c in range(channels)]
-    assert losses(rows).tolist() == pytest.approx([float(whole - rest) for rest in without], abs=2e-6 * float(whole))
+    assert losses(rows).tolist() == pytest.approx([float(whole - rest) for rest in without], abs=1e-5 * float(whole))
     assert losses(torch.zeros(3, 4)).tolist() == [0, 0, 0]
-    assert losses(torch.diag(torch.tensor([3.0, 1, 2]))).tolist() == pytest.approx([3, 1, 2], rel=1e-6)
+    assert losses(torch.diag(torch.tensor([3.0, 1, 2]))).tolist() == pytest.approx([3, 1, 2], rel=1e-5)
 
 
 def test_independence_of_a_network():

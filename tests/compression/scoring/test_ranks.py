@@ -141,7 +141,7 @@ def test_the_scores_of_a_spectrum():
     assert rank.tolist() == [6, 1, 0, 3]
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
     assert effective.tolist() == pytest.approx([6, 1, 0, math.exp(entropy)], abs=1e-5)
-    assert nuclear.tolist() == pytest.approx([6, 6, 0, 4], rel=1e-6)
+    assert nuclear.tolist() == pytest.approx([6, 6, 0, 4], rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (4, 7), (7, 7), (8, 8), (7, 12), (12, 7), (32, 32), (16, 1)])

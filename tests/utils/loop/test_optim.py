@@ -156,7 +156,7 @@ def test_average_has_yolov5s_decay_and_goes_on_from_its_count():
     ema.model.weight.fill_(1.0)
     model.weight.data.fill_(0.0)
     ema.update_(model)
-    assert ema.model.weight.item() == pytest.approx(0.6320573, abs=1e-6)  # 0.9999 * (1 - 1/e)
+    assert ema.model.weight.item() == pytest.approx(0.6320573, abs=1e-5)  # 0.9999 * (1 - 1/e)
     assert not ema.model.training
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
@@ -177,7 +177,7 @@ def test_norm_warmup_is_the_plain_mean_until_the_own_momentum_takes_over():
         means.append(float(batch.mean()))
         norm(batch)
         if step < 4:
-            assert float(norm.running_mean) == pytest.approx(sum(means) / (step + 1), abs=1e-6)
+            assert float(norm.running_mean) == pytest.approx(sum(means) / (step + 1), abs=1e-5)
 
 
 def test_norm_warmup_does_not_start_again_in_a_resumed_run():
