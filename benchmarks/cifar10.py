@@ -77,7 +77,7 @@ def compare_criteria(network: str, dense: Path, options: argparse.Namespace) -> 
         cut = run_once("prune.py", folder, "--weights", dense, "--data", options.data, "--seed", options.seed, *arguments)
         pruned = folder / "weights" / "pruned.pt"
         tuned_top1 = top1_on_test(fine_tuned(name, pruned, network, options), options.data)
-        row = {"network": network, "criterion": criterion}
+        row: dict[str, Any] = {"network": network, "criterion": criterion}
         row |= {cost: cut[cost][1] / cut[cost][0] for cost in ("macs", "params")}
         row |= {"dense_test_top1": dense_top1, "cut_test_top1": top1_on_test(pruned, options.data), "tuned_test_top1": tuned_top1}
         row |= {"change": tuned_top1 - dense_top1, "tied_share": cut["tied_share"], "epochs": options.epochs, "seed": options.seed}

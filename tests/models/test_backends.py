@@ -24,7 +24,7 @@ WEIGHT = np.array([[1.0], [-1.0], [2.0]], np.float32)  # logits of the mean m of
 
 
 def write(path, metadata=None, shape=("n", 1, 8, 8), text=None, outputs=3, softmax=False, kind=TensorProto.FLOAT, twice=False):
-    """Write a network by hand: the mean over space and channels, then logits."""
+    """Write an ONNX file by hand: the mean over space and channels, then logits."""
     weight = np.resize(WEIGHT, (outputs, 1))
     nodes = [
         *([helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT)] if kind != TensorProto.FLOAT else []),
@@ -102,7 +102,7 @@ def test_the_runtime_gets_torchs_threads(tmp_path):
     assert backend.runtime.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
 
 
-def test_a_foreign_file_is_run_on_assumptions_that_are_said(tmp_path):
+def test_a_foreign_file_runs_on_assumptions_that_are_noted(tmp_path):
     backend = open_backend(write(tmp_path / "a.onnx", shape=("n", 3, 8, 8)), CPU)
     assert (backend.spec.imgsz, backend.spec.channels, backend.spec.num_classes, backend.named) == (8, 3, 3, False)
     assert backend.notes == [
@@ -128,13 +128,13 @@ def test_a_foreign_file_that_was_made_for_one_image_gets_them_one_by_one(tmp_pat
     )  # -(0.485 / 0.229 + 0.456 / 0.224 + 0.406 / 0.225) / 3
 
 
-def test_what_a_runtime_says_while_it_runs_is_one_clear_line(tmp_path):
+def test_an_error_of_the_runtime_is_one_clear_line(tmp_path):
     backend = open_backend(write(tmp_path / "a.onnx", metadata=Metadata(SPEC)), CPU)
     with pytest.raises(UserError, match=r"a\.onnx does not run on 1 image\(s\) of 8 px"):
         backend._forward(np.zeros((1, 3, 9, 9), np.float32))
 
 
-def test_a_record_that_means_nothing_is_left_out(tmp_path):
+def test_invalid_entries_of_a_record_are_dropped(tmp_path):
     record = {"val_fraction": "x", "seed": -3, "other": 1}
     assert open_backend(write(tmp_path / "a.onnx", **changed(record=record)), CPU).record == {}
     record = {"val_fraction": 0.3, "seed": 5}
@@ -147,7 +147,7 @@ def test_probabilities_of_a_foreign_file_are_recognised(tmp_path):
     assert backend.logits(images(100)).softmax(1).sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_size_of_a_foreign_file_comes_from_imgsz_where_it_does_not_tell(tmp_path):
+def test_imgsz_gives_the_size_that_a_foreign_file_does_not_tell(tmp_path):
     path = write(tmp_path / "a.onnx", shape=("n", 3, "h", "w"))
     with pytest.raises(UserError, match="does not tell the size of its images; give --imgsz"):
         open_backend(path, CPU)
@@ -155,7 +155,7 @@ def test_the_size_of_a_foreign_file_comes_from_imgsz_where_it_does_not_tell(tmp_
 
 
 def changed(**values):
-    """A description with other values, those of the spec by their own names."""
+    """Metadata with other values, those of the spec by their own names."""
     content = json.loads(Metadata(SPEC).to_json())
     for name, value in values.items():
         (content if name in content else content["spec"])[name] = value
@@ -247,7 +247,7 @@ def test_a_missing_runtime_is_one_line_with_the_command(tmp_path, monkeypatch, l
         open_backend(str(path), CPU)
 
 
-def test_half_and_other_devices_are_answered_with_a_note(tmp_path):
+def test_requests_that_a_file_ignores_are_noted(tmp_path):
     path = write(tmp_path / "a.onnx", Metadata(SPEC))
     assert open_backend(path, torch.device("cuda"), half=True).notes == [
         f"{path} runs on the CPU, not on cuda",
@@ -262,7 +262,7 @@ class Means(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-def test_torchscript_files_of_ours_and_of_others(tmp_path):
+def test_torchscript_files_with_and_without_metadata(tmp_path):
     module = torch.jit.trace(Means(), torch.zeros(2, 1, 8, 8))
     own, foreign = tmp_path / "own.torchscript", tmp_path / "foreign.torchscript"
     torch.jit.save(module, str(own), _extra_files={TORCHSCRIPT_FILE: Metadata(SPEC).to_json()})
@@ -306,7 +306,7 @@ def test_a_torchscript_file_that_would_write_files_is_refused(tmp_path, kind):
     assert not victim.exists()
 
 
-def test_openvino_folders_of_ours_and_of_others(tmp_path):
+def test_openvino_folders_with_and_without_metadata(tmp_path):
     openvino = pytest.importorskip("openvino")
     for name, metadata in (("own", Metadata(SPEC)), ("foreign", None)):
         model = openvino.Core().read_model(write(tmp_path / "a.onnx"))

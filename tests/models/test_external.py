@@ -58,7 +58,7 @@ def test_a_misspelt_name_gets_the_nearest_one(typed, meant):
         resolve_model(typed)
 
 
-def test_a_name_like_no_other_gets_the_choices_alone():
+def test_a_name_unlike_all_others_gets_the_choices_alone():
     with pytest.raises(UserError) as refusal:
         resolve_model("qqqq")
     assert str(refusal.value).startswith("unknown model 'qqqq'. Valid: yolov5n-cls, ")
@@ -139,7 +139,7 @@ def test_timm_networks_are_built_by_either_name():
         resolve_model("timm/resnet10x")
 
 
-def test_weights_that_can_not_be_fetched_are_one_line(monkeypatch):
+def test_weights_that_can_not_be_fetched_are_one_clear_line(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("<urlopen error\n[Errno -2] Name or service not known>")
 

@@ -66,7 +66,7 @@ def refused(path, *patterns):
 
 
 @pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "inside"])
-def test_wrappers_in_names_are_dropped_wherever_they_stand(wrap, tmp_path):
+def test_wrappers_in_names_are_dropped_wherever_they_are(wrap, tmp_path):
     source, state = network(), {}
     for name, value in source.state_dict().items():
         first, _, rest = name.partition(".")
@@ -147,7 +147,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_weights_that_do_not_fit_are_refused_and_the_model_stays_as_it_was(damage):
+def test_weights_that_do_not_fit_are_refused_and_leave_the_model_unchanged(damage):
     change, message = DAMAGE[damage]
     state, target = dict(network().state_dict()), network(seed=1)
     before = {name: value.clone() for name, value in target.state_dict().items()}
@@ -165,7 +165,7 @@ def test_every_network_is_known_by_its_tensors(name):
     assert identify(state, Path("x.pt")) == name
 
 
-def test_tensors_of_no_network_that_we_know_are_refused():
+def test_tensors_of_an_unknown_network_are_refused():
     with torch.device("meta"):
         state = build(ModelSpec("resnet20", 3)).state_dict()
     changed = {**state, "conv1.weight": torch.zeros(9, 3, 3, 3)}
@@ -391,7 +391,7 @@ FOREIGN_BYTES = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN_BYTES)
-def test_a_file_of_another_kind_is_called_that(kind, tmp_path):
+def test_a_file_of_another_kind_is_refused_as_no_weights_file(kind, tmp_path):
     path = tmp_path / "other.pt"
     path.write_bytes(FOREIGN_BYTES[kind])
     refused(path, "is not a weights file, or is damaged")

@@ -51,7 +51,7 @@ def grid(low, high, bits, mode):
     ("mode", "eight", "three"),
     [("sym", (-128, 127), (-4, 3)), ("sym_restr", (-127, 127), (-3, 3)), ("asym_s", (-128, 127), (-4, 3)), ("asym_u", (0, 255), (0, 7))],
 )
-def test_whole_numbers_of_a_mode(mode, eight, three):
+def test_limits_of_each_mode(mode, eight, three):
     assert (limits(8, mode), limits(3, mode)) == (eight, three)
 
 
@@ -226,7 +226,7 @@ def test_without_float_copies_the_weights_are_rounded_themselves():
     close(net[0].weight, [[1.0, -1 / 3], [1 / 3, 2 / 3]])
 
 
-def test_a_saved_state_holds_fresh_images_and_loads_into_a_network_prepared_alike():
+def test_a_saved_state_holds_current_images_and_loads_into_a_network_prepared_alike():
     net, other = linear_net(), linear_net()
     recipe = {
         "0": {"kind": "layer", "method": "dorefa", "bits_weights": 3, "bits_inputs": 8},
@@ -265,7 +265,7 @@ def test_a_copy_stands_for_itself():
     close(copy[0](torch.tensor([[1.0, 2.0]])), [[1.0 - 2 / 3 + 0.3, 1 / 3 + 4 / 3 - 1.0]])
 
 
-def test_ranges_are_averages_in_training_and_stand_still_in_eval_mode():
+def test_ranges_are_averaged_in_training_and_fixed_in_eval_mode():
     net = linear_net()
     prepare_(net, {"0": {"kind": "layer", "bits_inputs": 8, "decay": 0.9}})
     layer = net[0].train()
@@ -388,7 +388,7 @@ def test_shared_modules_are_replaced_once():
     assert sorted(recipe_of(net)) == ["a.0", "a.1"]
 
 
-def test_an_average_is_prepared_alike():
+def test_a_moving_average_is_quantized_like_its_network():
     net = linear_net()
     average = deepcopy(net).requires_grad_(False)
     prepare_(net, {"0": {"kind": "layer", "method": "wrpn", "bits_weights": 3, "bits_inputs": 8}, "1": {"kind": "pact", "bits": 4}})
@@ -400,7 +400,7 @@ def test_an_average_is_prepared_alike():
     assert [tuple(t.shape) for t in average.state_dict().values()] == [tuple(t.shape) for t in net.state_dict().values()]
 
 
-def test_a_plain_copy_is_the_network_that_it_was():
+def test_a_plain_copy_is_the_original_network():
     net = linear_net()
     x = torch.tensor([[1.0, -1.0], [2.0, 0.5], [-0.3, 0.7]])
     before, names = net(x), list(net.state_dict())

@@ -275,7 +275,7 @@ def test_a_run_refuses_a_file_whose_outputs_differ_for_any_number_of_images(digi
         run.run_export(ExportArguments(WEIGHTS, dynamic=True), classifier, tmp_path)
 
 
-def test_how_validation_images_were_held_out_and_whether_names_are_known_travels_along(tmp_path):
+def test_the_file_records_how_validation_images_were_held_out_and_whether_names_are_known(tmp_path):
     spec = ModelSpec("resnet20", 2, 16)
     model = build(spec)
     arguments = {"val_fraction": 0.3, "seed": 5, "lr0": 0.1}
@@ -397,7 +397,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
-def test_what_a_user_can_mend_is_one_line_exit_2_and_no_run_directory(script, tmp_path, flags, message):
+def test_a_user_error_is_one_line_exit_2_and_no_run_directory(script, tmp_path, flags, message):
     done = script("export.py", *flags)
     assert done.code == 2
     assert message in done.err

@@ -1,4 +1,4 @@
-"""From quantization-aware training to an int8 file: the ranges that were learned are those of the file."""
+"""From quantization-aware training to an int8 file: the file has the learned ranges."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_openvino_takes_the_learned_ranges_too(small, tmp_path):
     assert FORMATS["openvino"].audit(source, tmp_path / "a_openvino").others == ()
 
 
-def test_what_no_integer_runtime_computes_is_refused_by_name():
+def test_what_no_integer_runtime_computes_is_refused():
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.ReLU())
     prepare_(model, {"0": {"kind": "layer", "method": "dorefa", "bits_weights": 3}})
     assert not is_linear(model)
