@@ -142,10 +142,10 @@ def _from_yaml(path: Path) -> ImageData:
     if not folders and not root.is_dir():
         raise UserError(f"{path}: 'path' is {root}, which is no folder")
     found = _from_folders(folders, path.stem) if folders else _from_folder(root, path.stem)
-    options = {key: content[key] for key in ("imgsz", "channels", "augment", "fliplr") if key in content}
-    kinds = {"imgsz": int, "channels": int, "augment": str, "fliplr": (int, float)}
+    kinds: dict[str, Any] = {"imgsz": int, "channels": int, "augment": str, "fliplr": (int, float)}
+    options = {key: content[key] for key in kinds if key in content}
     for key, value in options.items():
-        if not isinstance(value, kinds[key]) or isinstance(value, bool):  # type: ignore[arg-type]
+        if not isinstance(value, kinds[key]) or isinstance(value, bool):
             raise UserError(f"{path}: '{key}' is {value!r}, which is no {'text' if key == 'augment' else 'number'}")
     return _apply_names(replace(found, **options), content.get("names"), path)
 

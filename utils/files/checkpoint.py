@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import secrets
 import struct
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,24 +36,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Readers see the old file or the new one, never a part; after an error the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _fsync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _fsync_directory(path: Path) -> None:
@@ -202,8 +194,7 @@ def _plan(plan: Any) -> list[str]:
         sizes, widths = (plan[key] if isinstance(plan.get(key), Mapping) else {} for key in ("sizes", "widths"))
         counts = {name: len(units) if isinstance(units, list | tuple) else "?" for name, units in plan["kept"].items()}
         counts = counts or dict(widths)  # a network that was built narrow has only widths
-        width = max((len(_shown(name)) for name in counts), default=0)
-        lines += [f"  {_shown(name):<{width}}  {_shown(count)} of {_shown(sizes.get(name, '?'))}" for name, count in counts.items()]
+        lines += _values({name: f"{_shown(count)} of {_shown(sizes.get(name, '?'))}" for name, count in counts.items()}) if counts else []
         if plan := plan.get("before"):
             lines.append("  and before that")
     return lines or ["  none: no channels were cut"]

@@ -242,11 +242,8 @@ def evaluate(
     """Measure a classifier; under torchrun each rank passes its share of the batches, and the result covers them all.
 
     Args:
-        classify: uint8 images [B, S, S, C] -> logits [B, classes].
-        num_classes: number of logits.
-        batches: images and labels.
-        device: where the classifier computes.
-        name_of: the name of the image at a position, for the list of unreadable ones.
+        classify: uint8 images [B, S, S, C] -> logits [B, classes], computed on ``device``.
+        name_of: position -> name of an image, for the list of unreadable ones.
 
     Raises:
         UserError: no image could be read.
