@@ -11,7 +11,7 @@ from compression.analysis.post_training import requested_quantizer
 from compression.analysis.sensitivity import KINDS, analyse, parse_range, write_results
 from compression.analysis.sensitivity_schedule import TOLERANCE, write_schedule
 from compression.exporting.learned import fits_int8
-from compression.quantizers.calibrating import write_spreads
+from compression.quantizers.input_statistics import write_input_statistics
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
 from compression.schedule.quantization_policy import quantize_
@@ -145,7 +145,7 @@ def quantize(compressor: ClassifierCompressor) -> str:
     with _new_directory(arguments) as directory:
         path = _save(compressor, directory, "quantized.pt")
         if distributed.is_main():
-            write_spreads(directory.path / "calibration.yaml", quantizer.spreads)
+            write_input_statistics(directory.path / "calibration.yaml", quantizer.input_statistics)
     command = f"export.py --weights {path} --int8" if fits_int8(run.model) else f"val.py --weights {path}"
     return (
         f"{len(run.spec.quantization)} layers quantized, ranges of {len(measurements.examples)} training images\n"

@@ -1,4 +1,4 @@
-"""Quantizers: what trains or turns a network into one of few bits. One method a file; a new one is a line in ``QUANTIZERS``."""
+"""Quantizers: they turn a network into one of few bits. One method per file; a new one is a line in ``QUANTIZERS``."""
 
 from __future__ import annotations
 

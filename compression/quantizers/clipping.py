@@ -1,14 +1,14 @@
-"""Where the range of an activation is cut off, from its statistics; ACIQ (arXiv:1810.05723, section 3).
+"""The clipping range of an activation, from its statistics; ACIQ (arXiv:1810.05723, section 3).
 
-With M bits and a clip at alpha, the expected squared error of clipping and rounding is least where
+With M bits and a clip at alpha, the expected squared error of clipping and rounding is least if
 
 - Laplace(b):    alpha / b     solves  x e^x = 3 * 4^M,
 - Gauss(sigma):  alpha / sigma solves  x (1 - erf(x / sqrt 2)) + x / (3 * 4^M) = sqrt(2 / pi) e^(-x^2 / 2).
 
-An activation that is never negative is taken for a distribution around zero that ReLU has cut in half: its grid has half
-the steps, so M is one more, and sigma^2 = 2 E[x^2], b = 2 E[x].
+An activation that is never negative is treated as a distribution around zero that ReLU has cut in half: half the grid's
+steps would be unused, so M is increased by one, and sigma^2 = 2 E[x^2], b = 2 E[x].
 
-Differs: the equations are solved; the paper tabulates the solutions.
+Differs: the equations are solved here; the paper tabulates the solutions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CLIPS = ("none", "avg", "n_std", "gauss", "laplace")
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Statistics of an activation.
+class InputStatistics:
+    """Statistics of a layer's input.
 
     Attributes:
         min, max: of all values.
@@ -40,28 +40,28 @@ class Spread:
     b: float
 
 
-def clip_range(clip: str, spread: Spread, bits: int, n_stds: float = 2.0) -> tuple[float, float]:
-    """Return the range that is kept, within the least and the greatest value that were seen.
+def clip_range(clip: str, measured: InputStatistics, bits: int, n_stds: float = 2.0) -> tuple[float, float]:
+    """Return the range that is kept, within the smallest and the largest measured value.
 
     Args:
         clip: one of ``CLIPS``: "none" keeps all, "avg" the images' mean extremes, "n_std" mean +- n_stds * std.
-        spread: of the activation.
+        measured: statistics of the input.
         bits: of its grid.
-        n_stds: of "n_std".
+        n_stds: the number of standard deviations for "n_std".
     """
     if clip == "avg":
-        return spread.avg_min, spread.avg_max
+        return measured.avg_min, measured.avg_max
     if clip == "none":
-        return spread.min, spread.max
-    half = spread.min >= 0
+        return measured.min, measured.max
+    half = measured.min >= 0
     if clip == "n_std":
-        centre, reach = spread.mean, n_stds * spread.std
+        centre, reach = measured.mean, n_stds * measured.std
     elif clip == "gauss":
-        sigma = math.sqrt(2 * (spread.std**2 + spread.mean**2)) if half else spread.std
-        centre, reach = 0.0 if half else spread.mean, gauss_clip(bits + half) * sigma
+        sigma = math.sqrt(2 * (measured.std**2 + measured.mean**2)) if half else measured.std
+        centre, reach = 0.0 if half else measured.mean, gauss_clip(bits + half) * sigma
     else:
-        centre, reach = 0.0 if half else spread.mean, laplace_clip(bits + half) * (2 * spread.mean if half else spread.b)
-    return max(centre - reach, spread.min), min(centre + reach, spread.max)
+        centre, reach = 0.0 if half else measured.mean, laplace_clip(bits + half) * (2 * measured.mean if half else measured.b)
+    return max(centre - reach, measured.min), min(centre + reach, measured.max)
 
 
 def laplace_clip(bits: int) -> float:
@@ -75,7 +75,7 @@ def gauss_clip(bits: int) -> float:
 
 
 def _root(function: Callable[[float], float]) -> float:
-    """Return where a function that is below zero at 0 and above it at 30 crosses zero."""
+    """Return the root of a function that is negative at 0 and positive at 30, by bisection."""
     low, high = 0.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -3,7 +3,7 @@
 Weights: w_q = 2 Q_k(tanh w / (2 max|tanh w|) + 1/2) - 1 over each layer (equation 9). A ReLU becomes clip to [0, 1],
 then Q_k (equation 11). Q_k(x) = round((2^k - 1) x) / (2^k - 1), with the gradient of the identity.
 
-Differs: what is zero, as pruned weights are, stays zero. Gradients are not quantized.
+Differs: zero weights, such as pruned ones, remain zero. Gradients are not quantized.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ from compression.quantizers.relu import ReLUQuantizer
 
 @dataclass
 class DorefaQuantizer(ReLUQuantizer):
-    """Quantizes weights by DoReFa and clips ReLUs to [0, 1]; the first and the last layer are left out by overrides."""
+    """Quantizes weights by DoReFa and clips ReLUs to [0, 1]; exclude the first and the last layer by overrides."""
 
     method = "dorefa"

@@ -1,4 +1,4 @@
-"""What a quantizer finds out of a network by running it: the batch norm behind each layer, and who reads the input."""
+"""What a quantizer learns about a network by running it: the batch norm after each layer, and which layers read the input."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.quantized.preparing import LAYER_KINDS
-from utils.modes import eval_mode
+from utils.modes import observed
 
 LAYERS = tuple(LAYER_KINDS)
 
@@ -20,7 +19,7 @@ class Layout:
     """Names of a network's layers.
 
     Attributes:
-        norms: layer -> the batch norm that reads its output, where each of the two runs once in a pass.
+        norms: layer -> the batch norm that reads its output, if each of the two runs once per forward pass.
         first: layers that read the network's input itself.
         run: layers that run at all.
     """
@@ -30,11 +29,10 @@ class Layout:
     run: frozenset[str] = frozenset()
 
 
-@torch.no_grad()
 def layout_of(model: nn.Module, inputs: Tensor) -> Layout:
-    """Run a network on inputs, in eval mode, and look at which tensor goes where."""
+    """Run a network on inputs in eval mode and trace its tensors from layer to layer."""
     names = {module: name for name, module in model.named_modules()}
-    outputs: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other one gets their id
+    outputs: dict[int, tuple[str, Tensor]] = {}  # the references keep the ids unique
     norms: dict[str, str] = {}
     first: set[str] = set()
     calls: Counter[str] = Counter()
@@ -58,11 +56,7 @@ def layout_of(model: nn.Module, inputs: Tensor) -> Layout:
             handles.append(module.register_forward_pre_hook(before))
         if isinstance(module, LAYERS):
             handles.append(module.register_forward_hook(after))
-    try:
-        with eval_mode(model):
-            model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(model, handles):
+        model(inputs)
     once = {layer: norm for layer, norm in norms.items() if calls[layer] == calls[norm] == 1}
     return Layout(once, frozenset(first), frozenset(names[m] for m in names if isinstance(m, LAYERS) and calls[names[m]]))

@@ -1,4 +1,4 @@
-"""Which grids a quantizer uses: one for all, or one for activations and one for weights."""
+"""The grids of a quantizer: one for everything, or one for activations and one for weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OLD_NAMES = {
 
 
 def read_mode(value: Any, place: Place) -> str:
-    """Take the name of a grid; the names that old files have, too."""
+    """Take the name of a grid; the names in old files too."""
     return str(choice(*MODES)(OLD_NAMES.get(value, value) if isinstance(value, str) else value, place))
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The grids of activations and of weights, see ``models.quantized.numbers.grid_of``."""
+    """The grids of activations and of weights; see ``models.quantized.numbers.grid_of``."""
 
     activations: str = option(read_mode)
     weights: str = option(read_mode)
@@ -42,7 +42,7 @@ def read_modes(value: Any, place: Place) -> Modes:
 
 
 def modes_of(value: str | Modes) -> Modes:
-    """Return the grids of a quantizer that was made in Python, where one name stands for both.
+    """Return the grids of a quantizer; made in Python, it may have one name for both.
 
     Raises:
         UserError: there is no such mode.

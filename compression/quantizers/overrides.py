@@ -1,4 +1,4 @@
-"""Bits by module: the quantizer's own, and those that patterns of names give to some modules."""
+"""Bits by module: the quantizer's own, overridden for modules whose names match a pattern."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOAT_BITS = 32  # what files write for "not quantized"
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of a module's activations, weights and bias; None leaves them as they are."""
+    """Bits of a module's activations, weights and bias; None means not quantized."""
 
     activations: int | None = None
     weights: int | None = None
@@ -59,16 +59,16 @@ def _expression(pattern: Any, place: Place) -> re.Pattern[str]:
 def bits_by_name(
     default: Bits, given: Mapping[str, Mapping[str, int | None]], names: Iterable[str], quantizable: Collection[str]
 ) -> dict[str, Bits]:
-    """Return the bits of the modules that a pattern names: the first that matches a whole name wins.
+    """Return the bits of the modules that a pattern matches; the first pattern that matches the whole name wins.
 
     Args:
-        default: the quantizer's own, which holds where a pattern says nothing.
-        given: pattern -> what it changes, in order.
-        names: of the modules; ``module.`` in a name or a pattern counts for nothing.
-        quantizable: those of them that can have bits at all.
+        default: the quantizer's own bits, for everything that the pattern does not change.
+        given: pattern -> changes, in order.
+        names: of the modules; ``module.`` in a name or a pattern is ignored.
+        quantizable: the names of modules that can be quantized.
 
     Raises:
-        UserError: a pattern matches no module, or gives bits to modules that can't have any.
+        UserError: a pattern matches no module, or gives bits to modules that can't be quantized.
     """
     names = list(names)
     found: dict[str, Bits] = {}

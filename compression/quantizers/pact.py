@@ -1,7 +1,7 @@
 """PACT: parameterized clipping activation (arXiv:1805.06085).
 
-A ReLU becomes y = min(relu x, alpha), rounded to multiples of alpha / (2^k - 1) (equations 1 and 2), with a learned
-alpha for each; its gradient is the sum over x >= alpha (equation 3). Weights as DoReFa's.
+A ReLU becomes y = min(relu x, alpha), rounded to multiples of alpha / (2^k - 1) (equations 1 and 2), with its own learned
+alpha, whose gradient is the sum over x >= alpha (equation 3). Weights are quantized by DoReFa.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class PACTQuantizer(ReLUQuantizer):
     """Quantizes weights by DoReFa and learns where to clip each ReLU.
 
     Attributes:
-        act_clip_init_val: where alpha begins.
-        act_clip_decay: weight decay of the alphas; None takes the greatest of the optimizer's groups, that of the weights.
+        act_clip_init_val: the initial alpha.
+        act_clip_decay: weight decay of the alphas; None takes the largest of the optimizer's groups, that of the weights.
     """
 
     act_clip_init_val: float = option(number(above=0), 8.0)
@@ -41,7 +41,7 @@ class PACTQuantizer(ReLUQuantizer):
         return replacement(module, "pact", PactSettings(bits.activations, self.act_clip_init_val))
 
     def mend_(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Put the learned clips into a group of their own, which is the optimizer's last; made here where it is missing."""
+        """Put the learned clips into a parameter group of their own, the optimizer's last; add the group if it is missing."""
         alphas = clips(model)
         held = {id(alpha) for alpha in alphas}
         group = next((group for group in optimizer.param_groups if group.get("name") == GROUP), None)

@@ -1,4 +1,4 @@
-"""What a quantizer is: it replaces a network's modules by quantized ones, and knows how many bits each gets."""
+"""The interface of a quantizer: it replaces a network's modules by quantized ones, each with its number of bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compression.quantizers.layout import Layout
 from compression.quantizers.overrides import Bits, bits_by_name, read_bits, read_overrides
 from models.quantized.layers import image_of
 from models.quantized.preparing import is_quantized, refresh_, replace_, replacement
@@ -33,13 +32,13 @@ class Quantizer:
             quantizer.quantize_params()
 
     Attributes:
-        bits_activations, bits_weights, bits_bias: None (or 32) leaves these as they are.
-        overrides: regular expression of module names -> {bits_activations, bits_weights, bits_bias}; the first one that
-            matches wins, so that a specific pattern goes before a broad one.
+        bits_activations, bits_weights, bits_bias: None (or 32) means not quantized.
+        overrides: regular expression of module names -> {bits_activations, bits_weights, bits_bias}; the first match wins,
+            so put specific patterns before broad ones.
         train_with_fp_copy: the Parameter ``weight`` becomes the Parameter ``float_weight``, which is trained, and
-            ``weight`` a buffer with its quantized image. Without it, the weights are rounded themselves after every step.
-        replace_factory: type of module -> function (module, name, bits) that returns what takes its place, or None to
-            leave it; may be changed before ``prepare_model``. Types are compared exactly: a subclass may compute otherwise.
+            ``weight`` a buffer with its quantized image. Otherwise, the weights themselves are rounded after every step.
+        replace_factory: type of module -> function (module, name, bits) that returns its replacement, or None to leave it;
+            may be changed before ``prepare_model``. Subclasses of a type are not replaced: they may compute differently.
     """
 
     bits_activations: int | None = option(read_bits, None)
@@ -50,10 +49,9 @@ class Quantizer:
 
     replace_factory: dict[type[nn.Module], Factory] = field(init=False, repr=False, compare=False, default_factory=dict)
     model: nn.Module | None = field(init=False, repr=False, compare=False, default=None)
-    layout: Layout = field(init=False, repr=False, compare=False, default_factory=Layout)
 
     method = "linear"  # of the weights, see ``models.quantized.settings``
-    calibrates = False  # whether it measures the network on more images than a batch
+    calibrates = False  # whether it measures the network on more than one batch of images
 
     def __post_init__(self) -> None:
         nowhere = Place("", {}, {})
@@ -67,7 +65,7 @@ class Quantizer:
         return LayerSettings(self.method, bits.weights, bits.bias, float_copy=self.train_with_fp_copy)
 
     def layer(self, module: nn.Module, name: str, bits: Bits) -> nn.Module | None:
-        """Return the quantized form of a convolution or linear layer; None where nothing of it is quantized."""
+        """Return the quantized form of a convolution or linear layer; None if nothing in it is quantized."""
         settings = self.settings(name, bits)
         if not (settings.bits_weights or settings.bits_bias or settings.bits_inputs):
             return None
@@ -77,13 +75,13 @@ class Quantizer:
         """Return the bits of every module that would be replaced, by its first name.
 
         Raises:
-            UserError: a pattern matches no module, or a shared module has other bits under another name.
+            UserError: a pattern matches no module, or a shared module gets different bits under two of its names.
         """
         default = Bits(self.bits_activations, self.bits_weights, self.bits_bias)
         named = list(model.named_modules(remove_duplicate=False))
         replaced_names = {name for name, module in named if name and type(module) in self.replace_factory}
         chosen = bits_by_name(default, self.overrides or {}, [name for name, _ in named], replaced_names)
-        naming: dict[int, str] = {}  # module -> the first of its names that a pattern names
+        naming: dict[int, str] = {}  # module -> the first of its names that a pattern matches
         for name, module in named:
             if name in chosen and chosen[naming.setdefault(id(module), name)] != chosen[name]:
                 raise UserError(f"overrides: '{naming[id(module)]}' and '{name}' are one module, so they can't have different bits")
@@ -98,7 +96,7 @@ class Quantizer:
         """
         chosen = self.bits_of(model)
         for name, bits in chosen.items():
-            self.settings(name, bits)  # so that bits that it can't do are found here
+            self.settings(name, bits)  # raises for an unsupported number of bits
         if not any((b.activations, b.weights, b.bias) != (None, None, None) for b in chosen.values()):
             raise UserError(f"{type(self).__name__} would quantize nothing: give bits_activations, bits_weights or overrides")
 
@@ -109,19 +107,16 @@ class Quantizer:
         optimizer: Optimizer | None = None,
         batches: Iterable[Tensor] | None = None,
     ) -> nn.Module:
-        """Quantize a network, in place: names stay, a shared module is replaced once, Parameters stay the same objects.
+        """Quantize a network in place: names are kept, a shared module is replaced once, Parameters remain the same objects.
 
         Args:
-            model: the network.
-            inputs: a batch [B, C, H, W], normalised, on its device; needed by what folds batch norm or tracks ranges.
-            optimizer: what it trains with; its groups stay as they are, learned clips get a group of their own.
-            batches: inputs that a quantizer that ``calibrates`` measures the network on; without them, on ``inputs``.
-
-        Returns:
-            The network.
+            model: the network; it is returned.
+            inputs: a batch [B, C, H, W], normalised, on its device; required to fold batch norm or to track ranges.
+            optimizer: its groups remain as they are; learned clips get a group of their own.
+            batches: inputs for a quantizer that ``calibrates``; without them, it measures the network on ``inputs``.
 
         Raises:
-            UserError: it is quantized already, or the quantizer does not fit it; it is as it was.
+            UserError: the network is quantized already, or the quantizer does not fit it; it is unchanged.
         """
         if is_quantized(model):
             raise UserError("the network is quantized already; a quantizer prepares it once")
@@ -143,23 +138,23 @@ class Quantizer:
         return model
 
     def measure(self, model: nn.Module, inputs: Tensor | None, batches: Iterable[Tensor] | None) -> None:
-        """Find out what the replacements need to know of the network, while it is still whole."""
+        """Measure what the replacements need to know, before the network is changed."""
 
     def settle(self, model: nn.Module, inputs: Tensor | None) -> None:
-        """Give the new modules what they begin with, once they are in their places."""
+        """Initialise the new modules, once they are in place."""
 
     def mend_(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Give an optimizer the Parameters that are new; where there are none, it stays as it is."""
+        """Give new Parameters, if there are any, to an optimizer."""
 
     def param_quantization_fn(self, weight: Tensor, bits: int) -> Tensor:
-        """Return the image of a weight by itself, on its tape: what ``method`` names, which the layers compute too.
+        """Return the quantized image of a weight by ``method``, on its tape, as a layer without batch norm computes it.
 
-        A layer with batch norm behind it has the grid of its folded weights.
+        A layer followed by batch norm uses the grid of its folded weights.
         """
         return image_of(weight, bits, self.settings("", Bits(weights=bits)))
 
     def quantize_params(self) -> None:
-        """Bring the images of the weights up to date; to be called after every step of the optimizer.
+        """Update the quantized images of the weights; call it after every step of the optimizer.
 
         Raises:
             UserError: no network has been prepared.

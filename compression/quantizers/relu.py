@@ -1,4 +1,4 @@
-"""What the quantizers that clip a ReLU have in common."""
+"""Base of the quantizers that clip ReLUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReLUQuantizer(Quantizer):
         self.replace_factory |= dict.fromkeys(RELUS, self.activation)
 
     def activation(self, module: nn.Module, name: str, bits: Bits) -> nn.Module | None:
-        """Return what takes a ReLU's place; None where it is not quantized."""
+        """Return the replacement of a ReLU; None leaves it as it is."""
         return replacement(module, "clipped_relu", ClippedSettings(bits.activations)) if bits.activations else None
 
     def check(self, model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 Weights: clamped to [-1, 1], w_q = round((2^(k-1) - 1) w) / (2^(k-1) - 1). A ReLU becomes clip to [0, 1], then
 round((2^k - 1) x) / (2^k - 1).
 
-Differs: the network is not widened here; build it wider.
+Differs: the network is not widened here; build a wider one.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.schedule.reading import Schedule
+from compression.schedule.schedule import Schedule
 from compression.schedule.scheduler import CompressionScheduler
 from compression.training.arguments import TrainArguments
 from compression.training.data_feed import DataFeed, Loaders
@@ -76,6 +76,7 @@ class ClassifierCompressor:
         self.precision = Precision.choose(self.device, arguments.amp)
         self.profile = profile(setup.network.model, setup.network.spec)
         self.model = self._on_device(setup.network.model)
+        frozen = FrozenNorms(freeze_(self.model, arguments.freeze))  # before the optimizer and DDP look at what trains
         self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
 
         schedule = requested_schedule(self.arguments, self.model, self.directory.path / SCHEDULE if self.directory else None)
@@ -83,7 +84,8 @@ class ClassifierCompressor:
         self.scheduler = CompressionScheduler(schedule, self.run, self.feed.calibration) if schedule else None
         self.history = History(None, self._keep_best, self.scheduler.target_reached if self.scheduler else lambda _: True)
         self.best_state: dict[str, Any] | None = None  # what best.pt will hold, while there is no folder to write it to
-        self.training_hooks = self._training_hooks(setup.network.fresh_norms)
+        warmup: list[Hook] = [NormWarmup(self.model)] if setup.network.fresh_norms else []
+        self.training_hooks: list[Hook] = [*warmup, frozen, *([self.scheduler] if self.scheduler else [])]
         self.hooks = [*self._reporting_hooks(), *self.training_hooks]  # the history notes a learning rate before the next one is set
         if checkpoint:
             restore_(self.run, self.hooks, self.data, checkpoint)
@@ -152,12 +154,6 @@ class ClassifierCompressor:
         gc.collect()
         self._wrap(self.run)
         self.profile = profile(deepcopy(self.run.model).cpu().eval(), self.run.spec)
-
-    def _training_hooks(self, fresh_norms: bool) -> list[Hook]:
-        """Return the hooks that take part in the training itself."""
-        hooks: list[Hook] = [NormWarmup(self.model)] if fresh_norms else []
-        hooks.append(FrozenNorms(freeze_(self.model, self.arguments.freeze)))
-        return [*hooks, self.scheduler] if self.scheduler else hooks
 
     def _reporting_hooks(self) -> list[Hook]:
         """Return the hooks that watch the training, and the one that stops it early."""

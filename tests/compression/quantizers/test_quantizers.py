@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import astuple
 
 import pytest
 import torch
 from torch import nn
 
 from compression.quantizers import QUANTIZERS
-from compression.quantizers.calibrating import measure_inputs, read_spreads, write_spreads
-from compression.quantizers.clipping import Spread, clip_range, gauss_clip, laplace_clip
+from compression.quantizers.clipping import InputStatistics, clip_range, gauss_clip, laplace_clip
 from compression.quantizers.dorefa import DorefaQuantizer
+from compression.quantizers.input_statistics import measure_input_statistics, read_input_statistics, write_input_statistics
 from compression.quantizers.layout import layout_of
 from compression.quantizers.modes import Modes
 from compression.quantizers.overrides import Bits, bits_by_name
@@ -296,8 +297,8 @@ def test_eight_bits_change_little_and_two_bits_much():
     assert changes[0] < 0.02 < changes[1]
 
 
-SPREAD = Spread(min=-4.0, max=6.0, avg_min=-2.0, avg_max=3.0, mean=0.5, std=1.0, b=0.7)
-POSITIVE = Spread(min=0.0, max=100.0, avg_min=0.0, avg_max=3.0, mean=0.4, std=0.3, b=0.25)
+SPREAD = InputStatistics(min=-4.0, max=6.0, avg_min=-2.0, avg_max=3.0, mean=0.5, std=1.0, b=0.7)
+POSITIVE = InputStatistics(min=0.0, max=100.0, avg_min=0.0, avg_max=3.0, mean=0.4, std=0.3, b=0.25)
 
 
 @pytest.mark.parametrize(
@@ -333,25 +334,26 @@ def test_the_best_clips_are_those_of_the_paper():
 
 def test_statistics_are_those_of_the_inputs_and_survive_a_file(tmp_path):
     layer = nn.Sequential(nn.Linear(2, 1))
-    spreads = measure_inputs(layer, [torch.tensor([[0.0, 4.0], [2.0, 2.0]])])
+    spreads = measure_input_statistics(layer, [torch.tensor([[0.0, 4.0], [2.0, 2.0]])])
     # images' extremes 0..4 and 2..2; mean 2; squared distances 4, 4, 0, 0; distances 2, 2, 0, 0
-    assert spreads == {"0": Spread(0.0, 4.0, 1.0, 3.0, 2.0, 2**0.5, 1.0)}
-    write_spreads(tmp_path / "stats.yaml", spreads)
-    assert read_spreads(tmp_path / "stats.yaml") == spreads
+    assert list(spreads) == ["0"]
+    assert astuple(spreads["0"]) == pytest.approx((0.0, 4.0, 1.0, 3.0, 2.0, 2**0.5, 1.0))
+    write_input_statistics(tmp_path / "stats.yaml", spreads)
+    assert read_input_statistics(tmp_path / "stats.yaml") == spreads
     (tmp_path / "bad.yaml").write_text("fc: {inputs: {0: {min: 0, max: 1}}}\n")
     with pytest.raises(UserError, match="'avg_min' is missing"):
-        read_spreads(tmp_path / "bad.yaml")
+        read_input_statistics(tmp_path / "bad.yaml")
     (tmp_path / "outputs.yaml").write_text("fc: {min: 0, max: 1}\n")
-    with pytest.raises(UserError, match="says nothing of the inputs"):
-        read_spreads(tmp_path / "outputs.yaml")
+    with pytest.raises(UserError, match="no statistics of the inputs"):
+        read_input_statistics(tmp_path / "outputs.yaml")
     with pytest.raises(UserError, match="there are none"):
-        measure_inputs(layer, [])
+        measure_input_statistics(layer, [])
 
 
 def test_post_training_takes_ranges_from_images_or_from_a_file(tmp_path):
     model, x = net(), images()
     measured = PostTrainLinearQuantizer(clip_acts="avg", bits_accum=20).prepare_model(deepcopy(model), x, batches=[x, 2 * x])
-    write_spreads(tmp_path / "stats.yaml", measure_inputs(model, [x, 2 * x]))
+    write_input_statistics(tmp_path / "stats.yaml", measure_input_statistics(model, [x, 2 * x]))
     stored = PostTrainLinearQuantizer(clip_acts="avg", bits_accum=20, model_activation_stats=str(tmp_path / "stats.yaml"))
     stored.prepare_model(model, x)
     assert measured.conv1.input_high.item() == pytest.approx(torch.cat((x, 2 * x)).amax((1, 2, 3)).mean().item())

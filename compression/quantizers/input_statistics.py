@@ -1,4 +1,4 @@
-"""Statistics of what a network's layers read, measured on images or read from a file.
+"""Statistics of the inputs of a network's layers, measured on images or read from a file.
 
 The file is Distiller's: ``layer: {inputs: {0: {min, max, avg_min, avg_max, mean, std, b}}}``.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compression.quantizers.clipping import Spread
+from compression.quantizers.clipping import InputStatistics
 from compression.quantizers.layout import LAYERS
 from compression.statistics.activations import ChannelSums
 from utils.errors import UserError
@@ -21,17 +21,17 @@ from utils.modes import observed
 from utils.options import Place, mapping, number
 
 
-def measure_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Spread]:
-    """Measure the inputs of a network's convolutions and linear layers, in eval mode.
+def measure_input_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, InputStatistics]:
+    """Measure the inputs of a network's convolutions and linear layers in eval mode.
+
+    ``b`` is averaged over batches, each with its own mean.
 
     Args:
         model: on any device.
-        batches: inputs [B, C, H, W], normalised: of training or validation images, never of test images.
+        batches: inputs [B, C, H, W], normalised, of training or validation images, never of test images.
 
     Raises:
         UserError: there are no batches.
-
-    ``b`` is the mean over batches of the distance from the batch's mean.
     """
     sums: dict[str, ChannelSums] = {}
     distances: dict[str, list[float]] = {}
@@ -52,21 +52,21 @@ def measure_inputs(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Spr
     found = {}
     for name, measured in sums.items():
         whole = measured.whole()
-        known = {field.name: whole[field.name] for field in fields(Spread) if field.name != "b"}
-        found[name] = Spread(**known, b=sum(distances[name]) / len(distances[name]))
+        known = {field.name: whole[field.name] for field in fields(InputStatistics) if field.name != "b"}
+        found[name] = InputStatistics(**known, b=sum(distances[name]) / len(distances[name]))
     return found
 
 
-def write_spreads(path: Path, spreads: Mapping[str, Spread]) -> None:
+def write_input_statistics(path: Path, statistics: Mapping[str, InputStatistics]) -> None:
     """Write statistics to a YAML file."""
-    write_yaml(path, {name: {"inputs": {0: asdict(spread)}} for name, spread in spreads.items()})
+    write_yaml(path, {name: {"inputs": {0: asdict(measured)}} for name, measured in statistics.items()})
 
 
-def read_spreads(path: Path) -> dict[str, Spread]:
-    """Read statistics from a YAML file.
+def read_input_statistics(path: Path) -> dict[str, InputStatistics]:
+    """Read statistics from a YAML file; layers without inputs are skipped.
 
     Raises:
-        UserError: something is missing or no number; layers without inputs are passed over.
+        UserError: a value is missing or not a number.
     """
     found = {}
     for name, values in read_yaml(path, "activation statistics").items():
@@ -76,9 +76,11 @@ def read_spreads(path: Path) -> dict[str, Spread]:
             continue
         first = mapping(given, place / "inputs").get(0, given.get("0"))
         numbers = mapping(first, place / "inputs" / "0")
-        if missing := [field.name for field in fields(Spread) if field.name not in numbers]:
+        if missing := [field.name for field in fields(InputStatistics) if field.name not in numbers]:
             raise (place / "inputs").error(f"'{missing[0]}' is missing")
-        found[str(name)] = Spread(**{field.name: number()(numbers[field.name], place / field.name) for field in fields(Spread)})
+        found[str(name)] = InputStatistics(
+            **{field.name: number()(numbers[field.name], place / field.name) for field in fields(InputStatistics)}
+        )
     if not found:
-        raise UserError(f"{path} says nothing of the inputs of layers: an entry is 'layer: {{inputs: {{0: {{min: ..., max: ...}}}}}}'")
+        raise UserError(f"{path} has no statistics of the inputs of layers; an entry is 'layer: {{inputs: {{0: {{min: ..., max: ...}}}}}}'")
     return found
