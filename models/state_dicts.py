@@ -74,7 +74,7 @@ def count_classes(state: Mapping[str, Tensor], path: Path) -> int:
     """
     head = find_head(state)
     if head is None:
-        raise UserError(f"{path} has no linear layer at its end, so it is no classifier that we can load")
+        raise UserError(f"{path} has no linear layer at its end, so it is no classifier that can be loaded here")
     return int(state[f"{head}.weight"].shape[0])
 
 
