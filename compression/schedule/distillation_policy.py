@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compression.distillation.arguments import DistillationArguments
 from compression.distillation.losses import DistillationLossWeights, KnowledgeDistillationPolicy, load_teacher
-from compression.schedule.policies import Policy
+from compression.schedule.policy import Policy
 from compression.schedule.schedule import PolicyEntry
 from utils.errors import UserError
 from utils.loop.hooks import LoopState

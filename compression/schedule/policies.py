@@ -1,7 +1,4 @@
-"""The policies of a schedule that prune, regularize and set the learning rate.
-
-Policies that remove channels, quantize or distil have their own files.
-"""
+"""The policies that prune, regularize and set the learning rate; those that thin, quantize or distil have their own files."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from compression.schedule.learning_rates import Plateau
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
+from compression.schedule.policy import Policy
 from compression.schedule.pruners.pruner import Decision, Pruner, PruningTask
 from compression.schedule.regularizers.regularizer import Regularizer
 from compression.schedule.schedule import PolicyEntry
@@ -24,28 +22,8 @@ from models.quantized.preparing import weights_by_name
 from utils import distributed
 from utils.data.loaders import mix_seed
 from utils.errors import UserError
-from utils.loop.hooks import Hook, LoopState
+from utils.loop.hooks import LoopState
 from utils.options import boolean, by_parameter, integer, number, option, optional
-
-
-class Policy(Hook):
-    """A hook that the scheduler calls only in the epochs of its window; the methods below it calls in every epoch."""
-
-    def __init__(self, entry: PolicyEntry) -> None:
-        self.name, self.window = entry.name, entry.window
-
-    def target_epoch(self, epochs: int) -> int:
-        """Return the epoch of a run of ``epochs`` epochs in which the network's final form is reached; -1 if this does not shape it."""
-        return -1
-
-    def check_start(self, run: LoopState) -> None:
-        """Raise a UserError at the beginning of an epoch if the policy can't act on this network."""
-
-    def end_window(self, run: LoopState) -> None:
-        """Called once, when the window is over."""
-
-    def after_masks(self, run: LoopState) -> None:
-        """Called after masks were applied to new weights."""
 
 
 @dataclass(frozen=True)

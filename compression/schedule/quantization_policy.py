@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from compression.quantizers.quantizer import Quantizer
-from compression.schedule.policies import Policy
+from compression.schedule.policy import Policy
 from compression.schedule.schedule import PolicyEntry
 from compression.schedule.thinning import ThinningPolicy
 from compression.scoring.calibration import Calibration

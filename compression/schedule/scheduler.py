@@ -10,7 +10,8 @@ from torch import Tensor
 from compression.schedule.distillation_policy import DistillationPolicy
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
-from compression.schedule.policies import LearningRatePolicy, Policy, PruningPolicy, RegularizationPolicy
+from compression.schedule.policies import LearningRatePolicy, PruningPolicy, RegularizationPolicy
+from compression.schedule.policy import Policy
 from compression.schedule.quantization_policy import QuantizationPolicy, check_order
 from compression.schedule.schedule import PolicyEntry, Schedule
 from compression.schedule.thinning import FilterRemover, ThinningPolicy

@@ -16,7 +16,7 @@ from compression.pruning.plan import PruningPlan
 from compression.pruning.surgery import shrink_
 from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
-from compression.schedule.policies import Policy
+from compression.schedule.policy import Policy
 from compression.schedule.schedule import PolicyEntry
 from compression.tracing.cutting import plan_cut, relative_difference
 from compression.tracing.dead_units import dead_units

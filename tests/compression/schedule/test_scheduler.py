@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from compression.schedule.loop import ScheduledLoop
-from compression.schedule.policies import Policy, agreed
+from compression.schedule.policies import agreed
+from compression.schedule.policy import Policy
 from compression.schedule.pruners.pruner import Decision
 from compression.schedule.reading import parse_schedule
 from compression.schedule.scheduler import CompressionScheduler
