@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compression.pruning.arguments import PruneArguments
+from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.plan import make_plan
 from compression.pruning.report import comparison_text, groups_text, write_files
 from compression.pruning.run import run_pruning
-from compression.pruning.traced_classifier import check_arguments, default_criterion, fixed_widths, group_rows, load_traced, shown_rates
-from compression.scoring.criteria import CRITERIA
+from compression.pruning.traced_classifier import load_traced
+from compression.pruning.widths import compress_rate_of, widths_before_scoring
+from compression.scoring.criteria import CRITERIA, default_criterion
 from utils import distributed
 from utils.arguments import parse, to_record
 from utils.errors import run_script
@@ -37,7 +38,7 @@ def dry_run(arguments: PruneArguments) -> None:
     check_arguments(arguments)
     classifier = load_traced(arguments)
     graph, before, spec = classifier.graph, classifier.profile, classifier.spec
-    widths = fixed_widths(arguments, classifier)
+    widths = widths_before_scoring(arguments, classifier)
     print(f"{spec.name} at {spec.imgsz} px: {before.params:,} parameters, {before.macs:,} multiply-adds")
     print(groups_text(classifier, widths))
     results: dict[str, Any] = {
@@ -45,11 +46,11 @@ def dry_run(arguments: PruneArguments) -> None:
         "macs": [before.macs, None],
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
         "max_relative_difference": None,
-        "compress_rate": shown_rates(arguments, classifier, widths or {}),
+        "compress_rate": compress_rate_of(arguments, classifier, widths or {}),
         "criterion": arguments.criterion or default_criterion(classifier.model),
         "tied_share": None,
         "rank_seconds": None,
-        "groups": group_rows(classifier, widths),
+        "groups": classifier.group_rows(widths),
     }
     if widths is not None:
         kept = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups}).kept
@@ -84,7 +85,7 @@ def prune(arguments: PruneArguments) -> None:
         f"groups tie with another\ncompress_rate {results['compress_rate']}\n"
         f"proved: narrow and masked outputs differ by {results['max_relative_difference']:.1e} of their scale"
     )
-    for name, top1 in outcome.controls.items():
+    for name, top1 in results["controls"].items():
         print(f"control {name:<15}top-1 {top1:.2%}")
     print(
         f"results in {directory.path}\n"

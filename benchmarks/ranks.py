@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.plan import entries_of, widths_of_rates
-from compression.pruning.rates import parse_rates
 from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import score
 from compression.scoring.feature_maps import PASS, find_taps, measure_images, show_maps
@@ -126,7 +125,7 @@ def compare(name: str, model: nn.Module, calibration: Calibration, plain_images:
     """Measure both methods by turns on one network; return a row for each way of measuring."""
     size, images = calibration.spec.imgsz, len(calibration)
     graph = trace(model, torch.zeros(1, calibration.spec.channels, size, size))
-    widths = widths_of_rates(entries_of(graph, calibration.spec.name), parse_rates(RATES.get(calibration.spec.name, OTHER_RATE)))
+    widths = widths_of_rates(entries_of(graph, calibration.spec.name), RATES.get(calibration.spec.name, OTHER_RATE))
     part = calibration.head(plain_images)
     with evaluating(model), torch.no_grad():
         places = find_places(model, graph, next(calibration.head(2).batches())[0])

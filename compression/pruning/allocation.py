@@ -1,4 +1,4 @@
-"""From a budget to widths: uniformly, or where it costs least damage."""
+"""From a budget to widths: evenly, or where a cut does least damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compression.pruning.costs import Cost, Widths
+from compression.pruning.costs import Cost
 from compression.pruning.plan import Entry, make_plan
 from compression.scoring.calibration import Calibration
 from compression.tracing.cutting import mask_
@@ -20,7 +20,7 @@ from utils.errors import UserError
 
 ALLOCATIONS = ("uniform", "sensitivity")
 PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
-MIN_STEPS = 24  # an entry's way from whole to nothing takes at least so many steps, where it has that many channels
+MIN_STEPS = 24  # an entry shrinks from whole to its least width in at least so many steps, if it has that many channels
 
 Damage = Callable[[int, float], float]  # (entry, kept share) -> damage
 
@@ -30,19 +30,31 @@ class Budget:
     """What a network may cost.
 
     Attributes:
-        cost: of widths.
-        share: of the dense network's cost that may stay.
-        name: "macs" or "params".
+        cost: the cost as a function of the widths.
+        share: the share of the dense network's cost that may stay.
+        name: what it is the cost of, "macs" or "params".
+
+    Raises:
+        UserError: the share is not in (0, 1].
     """
 
     cost: Cost
     share: float
     name: str
 
+    def __post_init__(self) -> None:
+        check_share(self.name, self.share)
+
     @property
     def limit(self) -> float:
         """The most that may be spent."""
         return self.share * self.cost(self.cost.full)
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise a UserError unless a share is in (0, 1]."""
+    if not 0 < share <= 1:
+        raise UserError(f"{name} is {share}; it is the share that stays, in (0, 1]")
 
 
 def allowed_widths(entry: Entry, round_to: int, min_channels: int) -> list[int]:
@@ -51,7 +63,7 @@ def allowed_widths(entry: Entry, round_to: int, min_channels: int) -> list[int]:
     Args:
         entry: groups that share a width.
         round_to: channels (not units) are kept in multiples of this.
-        min_channels: the fewest that are kept.
+        min_channels: the fewest channels to keep.
     """
     size, per_unit = entry[0].size, max(entry[0].channels // entry[0].size, 1)
     step = round_to // math.gcd(round_to, per_unit)
@@ -65,83 +77,84 @@ def allocate(
     """Choose widths whose cost is within a budget, and as close to it as the widths allow.
 
     Channels go step by step, each time where the damage is least for what it saves (without ``damage``: where the
-    largest share still stands, so that all shrink alike); at the end what still fits comes back, the other way round.
+    largest share still stands, so that all shrink alike). Then what still fits comes back, the other way round.
 
     Raises:
         UserError: the budget can't be reached.
     """
-    if not 0 < budget.share <= 1:
-        raise UserError(f"{budget.name} is {budget.share}; it is the share that stays, in (0, 1]")
     if not entries:
         raise UserError("nothing in this network can be cut; prune.py --dry-run says why")
-    choices = [allowed_widths(entry, round_to, min_channels) for entry in entries]
-    places = [[budget.cost.names.index(group.name) for group in entry] for entry in entries]
-    at = [len(options) - 1 for options in choices]
-
-    def vector(chosen: Sequence[int]) -> Widths:
-        widths = budget.cost.full.copy()
-        for i, options in enumerate(choices):
-            widths[places[i]] = options[chosen[i]]
-        return widths
-
-    least = budget.cost(vector([0] * len(at)))
+    search = _Search(entries, [allowed_widths(entry, round_to, min_channels) for entry in entries], budget, damage)
+    least = search.cost([0] * len(entries))
     if least > budget.limit:
-        whole = budget.cost(budget.cost.full)
         raise UserError(
-            f"the budget {budget.name} {budget.share:g} can't be reached: {least / whole:.4f} is the least that can stay"
-            f" with --min-channels {min_channels} and --round-to {round_to}"
+            f"the budget {budget.name} {budget.share:g} can't be reached: {least / budget.cost(budget.cost.full):.4f} is the least that"
+            f" can stay with --min-channels {min_channels} and --round-to {round_to}"
         )
-    _descend(at, choices, vector, budget, damage)
-    _refill(at, choices, vector, budget, damage)
-    return {group.name: choices[i][at[i]] for i, entry in enumerate(entries) for group in entry}
+    chosen = search.refill(search.descend())
+    return {group.name: options[at] for entry, options, at in zip(entries, search.options, chosen, strict=True) for group in entry}
 
 
-def _descend(
-    at: list[int], choices: list[list[int]], vector: Callable[[Sequence[int]], Widths], budget: Budget, damage: Damage | None
-) -> None:
-    """Take steps down until the budget holds, in place."""
-    while (cost := budget.cost(vector(at))) > budget.limit:
-        best, best_price = -1, math.inf
-        for i, options in enumerate(choices):
-            if at[i] == 0:
-                continue
-            lower = [*at]
-            lower[i] = max(at[i] - max(len(options) // MIN_STEPS, 1), 0)
-            price = -options[at[i]] / options[-1]
-            if damage:
-                saved = cost - budget.cost(vector(lower))
-                price = _change(damage, i, options, lower[i], at[i]) / saved if saved > 0 else math.inf
-            if price < best_price or best < 0:
-                best, best_price, best_place = i, price, lower[i]
-        at[best] = best_place
+@dataclass(frozen=True)
+class _Search:
+    """Steps through the widths that each entry may have; a choice is, for each entry, a position among its options."""
+
+    entries: Sequence[Entry]
+    options: list[list[int]]
+    budget: Budget
+    damage: Damage | None
+
+    def cost(self, chosen: Sequence[int]) -> float:
+        """Return the cost of a choice."""
+        cost = self.budget.cost
+        return cost(cost.vector({g.name: self.options[i][chosen[i]] for i, entry in enumerate(self.entries) for g in entry}))
+
+    def descend(self) -> list[int]:
+        """Take steps down from the whole network until the budget holds."""
+        chosen = [len(options) - 1 for options in self.options]
+        while (cost := self.cost(chosen)) > self.budget.limit:
+            best, best_price, best_lower = -1, math.inf, 0
+            for i, options in enumerate(self.options):
+                if chosen[i] == 0:
+                    continue
+                lower = max(chosen[i] - max(len(options) // MIN_STEPS, 1), 0)
+                price = -options[chosen[i]] / options[-1]
+                if self.damage:
+                    saved = cost - self.cost(_replaced(chosen, i, lower))
+                    price = self._change(i, lower, chosen[i]) / saved if saved > 0 else math.inf
+                if price < best_price or best < 0:
+                    best, best_price, best_lower = i, price, lower
+            chosen[best] = best_lower
+        return chosen
+
+    def refill(self, chosen: list[int]) -> list[int]:
+        """Take back single steps while the budget allows."""
+        while True:
+            cost, best, best_gain = self.cost(chosen), -1, -math.inf
+            for i, options in enumerate(self.options):
+                if chosen[i] == len(options) - 1:
+                    continue
+                extra = self.cost(_replaced(chosen, i, chosen[i] + 1)) - cost
+                if cost + extra > self.budget.limit:
+                    continue
+                gain = -options[chosen[i]] / options[-1]
+                if self.damage:
+                    gain = self._change(i, chosen[i], chosen[i] + 1) / max(extra, 1e-9)
+                if gain > best_gain:
+                    best, best_gain = i, gain
+            if best < 0:
+                return chosen
+            chosen[best] += 1
+
+    def _change(self, entry: int, lower: int, higher: int) -> float:
+        """Return how much more damage the lower of two positions does."""
+        assert self.damage
+        options = self.options[entry]
+        return self.damage(entry, options[lower] / options[-1]) - self.damage(entry, options[higher] / options[-1])
 
 
-def _refill(
-    at: list[int], choices: list[list[int]], vector: Callable[[Sequence[int]], Widths], budget: Budget, damage: Damage | None
-) -> None:
-    """Take back single steps while the budget allows, in place."""
-    while True:
-        cost, best, best_gain = budget.cost(vector(at)), -1, -math.inf
-        for i, options in enumerate(choices):
-            if at[i] == len(options) - 1:
-                continue
-            higher = [*at]
-            higher[i] += 1
-            extra = budget.cost(vector(higher)) - cost
-            if cost + extra > budget.limit:
-                continue
-            gain = -options[at[i]] / options[-1]
-            if damage:
-                gain = _change(damage, i, options, at[i], higher[i]) / max(extra, 1e-9)
-            if gain > best_gain:
-                best, best_gain = i, gain
-        if best < 0:
-            return
-        at[best] += 1
-
-
-def _change(damage: Damage, entry: int, options: list[int], lower: int, higher: int) -> float:
-    return damage(entry, options[lower] / options[-1]) - damage(entry, options[higher] / options[-1])
+def _replaced(chosen: Sequence[int], entry: int, position: int) -> list[int]:
+    return [*chosen[:entry], position, *chosen[entry + 1 :]]
 
 
 def measure_damage(
@@ -151,10 +164,10 @@ def measure_damage(
     orders: Mapping[str, Sequence[int]],
     calibration: Calibration,
 ) -> Damage:
-    """Measure what each entry's loss of channels does to the network's outputs, alone, with masks.
+    """Measure what it does to the network's outputs that one entry loses channels, with masks.
 
     Damage is the mean Kullback-Leibler divergence of the masked network's class probabilities from the dense network's
-    own, on calibration images, at several widths; between them it is interpolated along the lower convex hull.
+    own, on calibration images. It is measured at several widths and interpolated along the lower convex hull.
 
     Cost: entries x widths passes over the calibration images.
     """

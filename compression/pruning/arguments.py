@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compression.pruning.allocation import ALLOCATIONS
+from compression.pruning.allocation import ALLOCATIONS, check_share
+from compression.pruning.rates import parse_rates
 from compression.scoring.criteria import CRITERIA
-from utils.arguments import flag, shared
+from utils.arguments import check_at_least, flag, shared
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,32 @@ class PruneArguments:
     project: str = shared.project("runs/prune")
     name: str = shared.name()
     exist_ok: bool = shared.exist_ok()
+
+
+def check_arguments(arguments: PruneArguments) -> None:
+    """Refuse what can't be done before anything is loaded.
+
+    Raises:
+        UserError: a value is out of range, flags do not go together, or the amount is not given exactly once.
+    """
+    amounts = [f"--{name}" for name in ("compress_rate", "macs", "params") if getattr(arguments, name) not in ("", None)]
+    if len(amounts) > 1:
+        raise UserError(f"{' and '.join(amounts)} exclude each other")
+    if not amounts and not arguments.dry_run:
+        raise UserError("say how much goes: --compress_rate (share of the channels that goes), --macs or --params (share that stays)")
+    if arguments.compress_rate:
+        parse_rates(arguments.compress_rate)
+        if arguments.allocation != "uniform":
+            raise UserError("--allocation sensitivity is for a budget (--macs or --params); --compress_rate sets the widths itself")
+    for name in ("macs", "params"):
+        if (share := getattr(arguments, name)) is not None:
+            check_share(name, share)
+    check_at_least(arguments, round_to=1, min_channels=1, images=1, batch_size=1, num_classes=1, seed=0)
+    if arguments.recalibrate_bn and min(arguments.images, arguments.batch_size) < 2:
+        raise UserError("--recalibrate-bn needs --images and --batch-size of at least 2: one image may have no variance")
+    if not arguments.weights and not (arguments.dry_run and arguments.model):
+        raise UserError("give --weights; with --dry-run, --model NAME and --num-classes N will do")
+    if arguments.ranks and arguments.criterion not in ("", "rank"):
+        raise UserError(f"--ranks gives the scores, so --criterion {arguments.criterion} can't be used too")
+    if arguments.json and not arguments.dry_run:
+        raise UserError("--json needs --dry-run; without it the results are written to results.json in the run's folder")

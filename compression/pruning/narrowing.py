@@ -10,10 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from compression.pruning.plan import PruningPlan, entries_of, make_plan, widths_of_rates
-from compression.pruning.rates import parse_rates
-from compression.scoring.criteria import score
-from compression.scoring.ranks import load_ranks, scores_from_ranks
-from compression.scoring.scores import GroupScore
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.tracing.graph import ChannelGraph
@@ -27,8 +23,8 @@ from utils.options import plain
 from utils.spec import ModelSpec
 
 
-@dataclass
-class Narrow:
+@dataclass(frozen=True)
+class NarrowNetwork:
     """A network at pruned widths, with fresh weights.
 
     Attributes:
@@ -44,19 +40,18 @@ class Narrow:
     widths: Mapping[str, int]
 
 
-def build_narrow(spec: ModelSpec, compress_rate: str) -> Narrow:
+def build_narrow(spec: ModelSpec, compress_rate: str) -> NarrowNetwork:
     """Build a network at the widths of a compress_rate.
 
-    Networks that are described by a YAML are built at these widths directly, the others are built whole and cut.
+    A network that a YAML file describes is built at these widths directly; any other is built whole and cut.
 
     Raises:
         UserError: the compress_rate is malformed or does not fit the network.
     """
-    rates = parse_rates(compress_rate)
     dense = build(spec)
     graph = trace(dense, example_input(dense, spec))
     entries = entries_of(graph, spec.name)
-    widths = widths_of_rates(entries, rates)
+    widths = widths_of_rates(entries, compress_rate)
     definition = definition_of(spec)
     plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
     cut = deepcopy(dense)
@@ -64,11 +59,11 @@ def build_narrow(spec: ModelSpec, compress_rate: str) -> Narrow:
     model = _build_directly(spec, definition, [widths[entry[0].name] for entry in entries]) if definition is not None else None
     if model is None or _shapes(model) != _shapes(cut):
         model = cut
-    return Narrow(model, spec_of(spec, group_counts(dense), model), graph, widths)
+    return NarrowNetwork(model, spec_of(spec, group_counts(dense), model), graph, widths)
 
 
 def _build_directly(spec: ModelSpec, definition: dict[str, Any], widths: Sequence[int]) -> nn.Module | None:
-    """Build a YAML network at widths; None where its groups are not those that its layers tell."""
+    """Build a network of a YAML file at widths; None if its layers do not match its groups one to one."""
     planned = iter(widths)
 
     def take(_: int) -> int:
@@ -87,19 +82,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def scores_of_files(folder: str, model: nn.Module, graph: ChannelGraph) -> dict[str, GroupScore]:
-    """Return the scores of the prunable groups by the rank files in a folder.
-
-    Groups that no map shows (others write no files of linear layers) are scored by the norm of their weights.
-
-    Raises:
-        UserError: a file is missing, damaged or of another network.
-    """
-    found = scores_from_ranks(load_ranks(folder, graph), graph)
-    missing = [group for group in graph.prunable if group.name not in found]
-    return {**(score("l2", model, graph, None, 0).groups if missing else {}), **found}
-
-
 def spec_of(spec: ModelSpec, before: Mapping[str, int], narrow: nn.Module) -> ModelSpec:
     """Return a specification with the numbers of groups that a cut changed; ``before`` are the dense network's."""
     return spec.with_(groups={**spec.groups, **{name: n for name, n in group_counts(narrow).items() if before.get(name) != n}})
@@ -115,18 +97,18 @@ def load_model(
 ) -> PruningPlan:
     """Load a dense network's weights into a narrow one, in place (HRank's load_model, arXiv:2002.10179).
 
-    For every weight, ``select_index`` are the kept channels that it makes, those with the highest scores in ascending
-    order, and ``last_select_index`` those that it reads; it becomes ``weight[select_index][:, last_select_index]``.
-    Channels that are tied share one index, concatenations and flattened maps are followed, and biases, batch norm's
-    weight, bias and statistics, depthwise kernels and linear layers go along: every tensor comes from the dense network.
+    For every weight, ``select_index`` is the channels that it makes and keeps, those with the highest scores in ascending
+    order, and ``last_select_index`` the kept ones that it reads; it becomes ``weight[select_index][:, last_select_index]``.
+    Tied channels share one index, concatenations and flattened maps are followed, and biases, batch norm's weight, bias
+    and statistics, depthwise kernels and linear layers are cut alike: every tensor comes from the dense network.
 
     Args:
         model: the network at its narrow widths.
         state_dict: of the dense network; ``module.`` in names is dropped.
         orders: group name -> units from the least to the most important.
-        inputs: an example, [B, C, H, W]; also what the narrow network is proved on.
-        prove: compare the narrow network with the masked dense one, which costs some forward passes.
-        groups: ``group_counts`` of the dense network; only grouped convolutions whose inputs stay whole need it.
+        inputs: examples, [B, C, H, W], on which the narrow network is proved.
+        prove: whether to compare the narrow network with the masked dense one, which costs some forward passes.
+        groups: ``group_counts`` of the dense network, needed only for grouped convolutions whose inputs stay whole.
 
     Returns:
         Which channels were kept.
@@ -147,7 +129,7 @@ def load_model(
     wrong = [name for name in target if state[name].shape != target[name].shape]
     if wrong:
         shapes = f"{tuple(target[wrong[0]].shape)}, the weights give {tuple(state[wrong[0]].shape)}"
-        raise UserError(f"the narrow network's widths are no cut of the weights': {wrong[0]} has {shapes}")
+        raise UserError(f"the weights can't be cut to the narrow network's widths: {wrong[0]} has {shapes}")
     if prove:
         prove_channels(narrow, graph, plan.kept, inputs[:1])
         prove_outputs(narrow, dense, graph, plan.kept, inputs)

@@ -1,4 +1,4 @@
-"""What is cut: entries of a compress_rate, widths, and the plan that says which channels stay."""
+"""The entries of a compress_rate, the widths that it gives, and the plan that says which channels stay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from compression.pruning.rates import format_rates, kept_channels, rate_for
+from compression.pruning.rates import format_rates, kept_channels, parse_rates, rate_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from models.networks.resnet import CIFAR_DEPTHS
 from utils.errors import UserError
@@ -30,7 +30,7 @@ class PruningPlan:
     sizes: Mapping[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able values; ``from_dict`` is the inverse."""
+        """Return values for JSON; ``from_dict`` is the inverse."""
         return {"kept": {name: list(units) for name, units in self.kept.items()}, "sizes": dict(self.sizes)}
 
     @classmethod
@@ -57,7 +57,7 @@ class PruningPlan:
 
 
 def make_plan(graph: ChannelGraph, widths: Mapping[str, int], orders: Mapping[str, Sequence[int]]) -> PruningPlan:
-    """Choose the units that stay: the most important ones, and those that are fixed. A pure function.
+    """Choose the units that stay: those that are fixed, and the most important of the others.
 
     Args:
         graph: the channel groups.
@@ -76,10 +76,10 @@ def make_plan(graph: ChannelGraph, widths: Mapping[str, int], orders: Mapping[st
 
 
 def entries_of(graph: ChannelGraph, model_name: str) -> list[Entry]:
-    """Return what the entries of a compress_rate are for.
+    """Return the groups that each entry of a compress_rate is for.
 
-    Every prunable group in forward order of its first producer is one; the networks of HRank+ keep HRank+'s entries,
-    which leave out the last stage and join the inner layers of a bottleneck.
+    Every prunable group is an entry, in forward order of its first producer. The networks of HRank+ keep HRank+'s
+    entries, which leave out the last stage and join the inner layers of a bottleneck.
     """
     if model_name not in HRANK_ENTRIES:
         return [(group,) for group in graph.prunable]
@@ -107,18 +107,18 @@ HRANK_ENTRIES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
 }
 
 
-def widths_of_rates(entries: Sequence[Entry], rates: Sequence[Decimal] | Decimal) -> dict[str, int]:
-    """Return the units that each group keeps at a compress_rate.
+def widths_of_rates(entries: Sequence[Entry], compress_rate: str) -> dict[str, int]:
+    """Return the units that each group keeps at a compress_rate; ``rates_of_widths`` is the inverse.
 
     Raises:
-        UserError: the number of rates is not that of the entries; the message lists them.
+        UserError: it is malformed, has another number of rates than there are entries, or would cut what must stay.
     """
-    if isinstance(rates, Decimal):
-        rates = [rates] * len(entries)
+    parsed = parse_rates(compress_rate)
+    rates = [parsed] * len(entries) if isinstance(parsed, Decimal) else parsed
     if len(rates) != len(entries):
         raise UserError(
             f"compress_rate has {len(rates)} entries, this network takes {len(entries)}:\n{entry_table(entries)}\n"
-            f"one number stands for all; '*' repeats a rate"
+            "one number stands for all; '*' repeats a rate"
         )
     widths = {}
     for entry, rate in zip(entries, rates, strict=True):
@@ -126,7 +126,7 @@ def widths_of_rates(entries: Sequence[Entry], rates: Sequence[Decimal] | Decimal
             kept = kept_channels(group.size, rate)
             if kept < group.size and (group.reason or kept < len(group.fixed)):
                 reason = group.reason or f"{len(group.fixed)} of its {group.size} channels must"
-                raise UserError(f"compress_rate {rate} for '{group.name}' can't be: it stays ({reason})")
+                raise UserError(f"compress_rate {rate} for '{group.name}' is impossible: it stays ({reason})")
             widths[group.name] = kept
     return widths
 

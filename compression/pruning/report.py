@@ -1,4 +1,4 @@
-"""What a pruning run leaves for people and programs: files, tables, pictures."""
+"""The files, tables and pictures of a pruning run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compression.pruning.run import Outcome
-from compression.pruning.traced_classifier import TracedClassifier, group_rows
+from compression.pruning.run import PruningOutcome
+from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.criteria import CRITERIA
 from compression.scoring.ranks import save_ranks
 from utils.files.checkpoint import save_checkpoint, write_text
@@ -15,7 +15,7 @@ from utils.files.runs import RunDirectory, write_json
 from utils.output.plots import plot_scores, plot_widths
 
 
-def write_files(directory: RunDirectory, outcome: Outcome) -> Path:
+def write_files(directory: RunDirectory, outcome: PruningOutcome) -> Path:
     """Write ranks/, plan.json, weights/pruned.pt, the pictures, channels.csv and results.json; return the checkpoint's path."""
     folder, classifier, groups = directory.path, outcome.classifier, outcome.scored.groups
     checkpoint = directory.weights / "pruned.pt"
@@ -46,9 +46,8 @@ def groups_text(classifier: TracedClassifier, widths: Mapping[str, int] | None) 
     """Return the numbered table of the channel groups."""
     total = max(classifier.profile.macs, 1)
     lines = [f"{'entry':>5}  {'channels':>8}  {'kept':>5}  {'MACs':>6}  group (also in it)"]
-    for group, row in zip(classifier.graph.groups, group_rows(classifier, widths), strict=True):
-        makers = list(dict.fromkeys(m.tensor.rpartition(".")[0] for m in group.producers))
-        others = [name for name in makers if name != group.name]
+    for group, row in zip(classifier.graph.groups, classifier.group_rows(widths), strict=True):
+        others = [name for name in group.makers if name != group.name]
         members = f" (+ {', '.join(others[:3])}{f', {len(others) - 3} more' if len(others) > 3 else ''})" if others else ""
         wide = group.channels // group.size
         unit = f" [{group.size} times {wide}]" if wide > 1 else ""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compression.pruning.narrowing import build_narrow, load_model, scores_of_files
+from compression.pruning.narrowing import build_narrow, load_model
+from compression.scoring.criteria import score_by_files
 from compression.training.arguments import TrainArguments
 from models.loading import WeightsFile, build_as, check_name, read_weights
 from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
@@ -195,8 +196,7 @@ def _narrowed(arguments: TrainArguments, dense: Network) -> Network:
     sizes = {name: narrow.graph.group(name).size for name in narrow.widths}
     plan: dict[str, Any] = {"kept": {}, "sizes": sizes, "widths": dict(narrow.widths)}
     if has_weights:
-        scores = scores_of_files(arguments.ranks, dense.model, narrow.graph)
-        orders = {name: score.order.tolist() for name, score in scores.items()}
+        orders = score_by_files(arguments.ranks, dense.model, narrow.graph).orders
         noise = torch.randn(2, spec.channels, spec.imgsz, spec.imgsz, generator=torch.Generator().manual_seed(0))
         plan |= load_model(narrow.model, dense.model.state_dict(), orders, noise, groups=group_counts(dense.model)).to_dict()
     return Network(narrow.spec, narrow.model, plan, dense.notes, fresh_norms=True)

@@ -390,7 +390,7 @@ def test_channels_that_must_stay_may_stand_anywhere(script, tmp_path, monkeypatc
     # 8 of 16 filters of 27 weights and a bias; the head reads 8 + 4 channels.
     assert read_json(tmp_path / "out.json")["params"] == [16 * 28 + 21 * 3, 8 * 28 + 13 * 3]
     done = script("prune.py", "--dry-run", "--model", "resnet20", "--imgsz", 8, "--compress_rate", "[0.9]")
-    assert "compress_rate 0.9 for 'stem' can't be: it stays (4 of its 16 channels must)" in done.err
+    assert "compress_rate 0.9 for 'stem' is impossible: it stays (4 of its 16 channels must)" in done.err
 
 
 def test_a_budget_holds_where_the_chosen_channels_cost_more_than_the_mean(prune, dense, monkeypatch):
@@ -550,8 +550,8 @@ def refused(done, message, tmp_path, before):
             ("--macs", "0.5", "--ranks", "other"),
             "other/rank_conv1.npy has shape [64]: it is of another network; expected 16 finite numbers, the scores of conv1.weight",
         ),
-        (("--macs", "0.5", "--ranks", "empty", "--criterion", "l1"), "--ranks brings scores, so --criterion l1 can't be computed too"),
-        (("--macs", "0.5", "--json", "x.json"), "--json goes with --dry-run"),
+        (("--macs", "0.5", "--ranks", "empty", "--criterion", "l1"), "--ranks gives the scores, so --criterion l1 can't be used too"),
+        (("--macs", "0.5", "--json", "x.json"), "--json needs --dry-run"),
         (("--macs", "0.5", "--data", "nowhere"), "nowhere"),
         (("--macs", "0.5", "--data", "test-only"), "data 'test-only' has no split 'val'; it has: test"),
         (("--macs", "0.5", "--data", "val-only"), "data 'val-only' has no split 'train'; it has: val"),

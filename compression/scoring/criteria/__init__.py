@@ -21,6 +21,7 @@ from compression.scoring.criteria.nuclear_norm import nuclear_norm
 from compression.scoring.criteria.random_order import random_order
 from compression.scoring.criteria.rank import rank
 from compression.scoring.criteria.taylor import taylor
+from compression.scoring.ranks import load_ranks, scores_from_ranks
 from compression.scoring.scores import NetworkScores, ScoringTask
 from compression.tracing.graph import ChannelGraph
 from utils.errors import UserError, unknown
@@ -92,3 +93,16 @@ def score(
 def default_criterion(model: nn.Module) -> str:
     """Return the criterion for a network: "rank" needs activations with exact zeros."""
     return "taylor" if any(isinstance(module, WITHOUT_ZEROS) for module in model.modules()) else "rank"
+
+
+def score_by_files(folder: str, model: nn.Module, graph: ChannelGraph) -> NetworkScores:
+    """Score the units of every prunable group by the rank files in a folder.
+
+    Groups that no map shows (HRank writes no files of linear layers) are scored by the norm of their weights.
+
+    Raises:
+        UserError: a file is missing, damaged or of another network.
+    """
+    found = scores_from_ranks(load_ranks(folder, graph), graph)
+    missing = any(group.name not in found for group in graph.prunable)
+    return NetworkScores({**(score("l2", model, graph, None, 0).groups if missing else {}), **found})

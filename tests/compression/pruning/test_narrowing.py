@@ -17,9 +17,9 @@ from torchvision.models import DenseNet
 from torchvision.models.mobilenetv2 import MobileNetV2
 
 from compression.pruning import narrowing
-from compression.pruning.narrowing import build_narrow, load_model, scores_of_files
+from compression.pruning.narrowing import build_narrow, load_model
 from compression.pruning.plan import entries_of, make_plan, widths_of_rates
-from compression.pruning.rates import parse_rates
+from compression.scoring.criteria import score_by_files
 from compression.tracing.channels import trace
 from compression.tracing.cutting import NotProved, apply_cut_, mask_, plan_cut
 from models.loading import build_as, read_weights
@@ -369,13 +369,13 @@ def test_widths_that_are_no_cut_of_the_weights_are_refused():
     fitting = c.narrow
     c.narrow = deepcopy(fitting)
     c.narrow.layer1[1].bn2 = nn.BatchNorm2d(5)  # the stream has 8 channels
-    fails(c, UserError, r"widths are no cut of the weights': layer1.1.bn2.weight has \(5,\), the weights give \(8,\)")
+    fails(c, UserError, r"can't be cut to the narrow network's widths: layer1.1.bn2.weight has \(5,\), the weights give \(8,\)")
     c.narrow = deepcopy(fitting)
     c.narrow.conv1 = nn.Conv2d(3, 24, 3, padding=1, bias=False)  # wider than the dense network's 16
-    fails(c, UserError, "widths are no cut of the weights': conv1.weight")
+    fails(c, UserError, "can't be cut to the narrow network's widths: conv1.weight")
     c.narrow = deepcopy(fitting)
     c.narrow.fc = nn.Linear(32, 7)  # other classes
-    fails(c, UserError, "widths are no cut of the weights': fc.weight")
+    fails(c, UserError, "can't be cut to the narrow network's widths: fc.weight")
 
 
 def test_rank_files_of_others_leave_linear_layers_to_the_norm_of_their_weights(tmp_path):
@@ -384,8 +384,8 @@ def test_rank_files_of_others_leave_linear_layers_to_the_norm_of_their_weights(t
     ).eval()
     model[4].weight.data = torch.tensor([[3.0] * 4, [1.0] * 4, [2.0] * 4])
     np.save(tmp_path / "rank_conv1.npy", np.array([2, 5, 1, 4], np.float32))
-    scores = scores_of_files(str(tmp_path), model, trace(model, torch.zeros(1, 3, 8, 8)))
-    assert {name: score.order.tolist() for name, score in scores.items()} == {"0": [2, 0, 3, 1], "4": [1, 2, 0]}
+    scores = score_by_files(str(tmp_path), model, trace(model, torch.zeros(1, 3, 8, 8)))
+    assert scores.orders == {"0": [2, 0, 3, 1], "4": [1, 2, 0]}
 
 
 # ---- widths from rates
@@ -424,7 +424,7 @@ def directly(spec, rates, monkeypatch):
     monkeypatch.setattr(narrowing, "_build_directly", lambda *a: built.append(original(*a)) or built[-1])
     narrow = build_narrow(spec, rates)
     monkeypatch.setattr(narrowing, "_build_directly", original)
-    widths = widths_of_rates(entries_of(narrow.graph, spec.name), parse_rates(rates))
+    widths = widths_of_rates(entries_of(narrow.graph, spec.name), rates)
     cut = build(spec)
     plan = make_plan(narrow.graph, widths, {g.name: range(g.size) for g in narrow.graph.groups})
     apply_cut_(cut, plan_cut(narrow.graph, plan.kept))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from decimal import Decimal
 from functools import cache
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ from torch import nn
 from compression.pruning.allocation import Budget, allocate, allowed_widths, measure_damage
 from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.plan import PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
-from compression.pruning.rates import parse_rates
 from compression.scoring.calibration import Calibration
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut
@@ -47,7 +45,7 @@ class Small(nn.Module):
         return self.head(self.c(torch.cat((x, x[:, :4]), 1)).relu().mean((2, 3)))
 
 
-def subject(model, spec):
+def traced(model, spec):
     model = model.eval()
     graph = trace(model, example_input(model, spec))
     return SimpleNamespace(model=model, spec=spec, graph=graph, entries=entries_of(graph, spec.name))
@@ -57,13 +55,13 @@ def subject(model, spec):
 def network(name, imgsz=32):
     spec = ModelSpec(name, 10, imgsz)
     torch.manual_seed(0)
-    return subject(build(spec), spec)
+    return traced(build(spec), spec)
 
 
 @cache
 def small():
     torch.manual_seed(0)
-    return subject(Small(), ModelSpec("small", 5, 8))
+    return traced(Small(), ModelSpec("small", 5, 8))
 
 
 def names(s):
@@ -151,16 +149,16 @@ def test_the_table_of_entries_is_numbered_and_names_groups_and_sizes():
 
 def test_widths_of_rates_by_hand():
     s = network("resnet20")
-    widths = widths_of_rates(s.entries, parse_rates("[0.]+[0.15]*2+[0.4]*9"))
+    widths = widths_of_rates(s.entries, "[0.]+[0.15]*2+[0.4]*9")
     # floor(16 * .85) = 13, floor(32 * .85) = 27; floor(16 * .6) = 9, 19, 38
     assert list(widths.values()) == [16, 13, 27, 9, 9, 9, 19, 19, 19, 38, 38, 38]
     # 13 of 16 needs two decimals: 0.1 keeps 14.4 and 0.2 12.8, 0.18 keeps 13.12; so does 27 of 32: 28.8, 25.6, and 27.2 at 0.15.
     assert rates_of_widths(s.entries, widths) == "[0.]+[0.18]+[0.15]+[0.4]*9"
-    assert widths_of_rates(s.entries, parse_rates(rates_of_widths(s.entries, widths))) == widths
+    assert widths_of_rates(s.entries, rates_of_widths(s.entries, widths)) == widths
 
 
 def test_one_rate_for_all_and_both_layers_of_a_joint_entry():
-    widths = widths_of_rates(network("resnet50").entries, Decimal("0.5"))
+    widths = widths_of_rates(network("resnet50").entries, "0.5")
     assert len(widths) == 4 + 32
     assert widths["conv1"] == 32
     assert widths["layer4.2.conv1"] == widths["layer4.2.conv2"] == 256
@@ -169,7 +167,7 @@ def test_one_rate_for_all_and_both_layers_of_a_joint_entry():
 @pytest.mark.parametrize(("text", "count"), [("[0.1]*29", 29), ("[0.1]*31", 31), ("[0.1]", 1)])
 def test_a_wrong_number_of_rates_lists_the_entries(text, count):
     with pytest.raises(UserError) as refused:
-        widths_of_rates(network("resnet56", 8).entries, parse_rates(text))
+        widths_of_rates(network("resnet56", 8).entries, text)
     lines = str(refused.value).split("\n")
     assert lines[0] == f"compress_rate has {count} entries, this network takes 30:"
     assert [line.split()[0] for line in lines[1:31]] == [str(i) for i in range(30)]
@@ -184,11 +182,11 @@ def group(name, size, fixed=(), reason=""):
 
 def test_a_rate_that_would_cut_what_must_stay_is_refused():
     free, partly, stuck = group("a", 10), group("b", 10, range(6)), group("c", 10, reason="it is flipped")
-    assert widths_of_rates([(free,), (partly,), (stuck,)], [Decimal("0.5"), Decimal("0.4"), Decimal(0)]) == {"a": 5, "b": 6, "c": 10}
-    with pytest.raises(UserError, match=r"compress_rate 0.5 for 'b' can't be: it stays \(6 of its 10 channels must\)"):
-        widths_of_rates([(partly,)], [Decimal("0.5")])
-    with pytest.raises(UserError, match=r"for 'c' can't be: it stays \(it is flipped\)"):
-        widths_of_rates([(stuck,)], [Decimal("0.1")])
+    assert widths_of_rates([(free,), (partly,), (stuck,)], "[0.5]+[0.4]+[0]") == {"a": 5, "b": 6, "c": 10}
+    with pytest.raises(UserError, match=r"compress_rate 0.5 for 'b' is impossible: it stays \(6 of its 10 channels must\)"):
+        widths_of_rates([(partly,)], "0.5")
+    with pytest.raises(UserError, match=r"for 'c' is impossible: it stays \(it is flipped\)"):
+        widths_of_rates([(stuck,)], "0.1")
 
 
 # ---- plans
@@ -429,7 +427,7 @@ def test_sensitivity_takes_the_channels_of_a_layer_that_does_nothing():
     torch.manual_seed(0)
     model = Small()
     nn.init.zeros_(model.b.weight)  # what a makes reaches nothing
-    s = subject(model, ModelSpec("small", 5, 8))
+    s = traced(model, ModelSpec("small", 5, 8))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     orders = {g.name: list(range(g.size)) for g in s.graph.groups}
     damage = measure_damage(model, s.graph, s.entries, orders, images())

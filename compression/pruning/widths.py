@@ -1,0 +1,80 @@
+"""How many units each group keeps, and which, as the flags of prune.py ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from compression.pruning.allocation import Budget, Damage, allocate, measure_damage
+from compression.pruning.arguments import PruneArguments
+from compression.pruning.costs import macs_cost, params_cost
+from compression.pruning.plan import PruningPlan, make_plan, rates_of_widths, widths_of_rates
+from compression.pruning.traced_classifier import TracedClassifier
+from compression.scoring.calibration import Calibration
+from utils.measures.profile import count_macs
+
+DAMAGE_IMAGES = 256
+
+
+def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifier) -> dict[str, int] | None:
+    """Return the widths if they do not depend on scores; None for an allocation by sensitivity, or if no amount is given.
+
+    Raises:
+        UserError: the rates do not fit the network, or the budget can't be reached.
+    """
+    if arguments.compress_rate:
+        widths = widths_of_rates(classifier.entries, arguments.compress_rate)
+        return {group.name: widths[group.name] for entry in classifier.cuttable for group in entry}
+    if arguments.allocation != "uniform" or (arguments.macs is None and arguments.params is None):
+        return None
+    budget = budget_of(arguments, classifier)
+    return allocate(classifier.graph, classifier.cuttable, budget, arguments.round_to, arguments.min_channels, None)
+
+
+def choose_plan(
+    arguments: PruneArguments,
+    classifier: TracedClassifier,
+    calibration: Calibration,
+    orders: Mapping[str, Sequence[int]],
+    widths: dict[str, int] | None,
+) -> tuple[dict[str, int], PruningPlan]:
+    """Return the widths, unless they are known, measured by sensitivity, and the units that stay.
+
+    Args:
+        orders: group name -> units from the least to the most important.
+        widths: those of ``widths_before_scoring``.
+    """
+    graph = classifier.graph
+    damage: Damage | None = None
+
+    def plan_within(budget: Budget) -> tuple[dict[str, int], PruningPlan]:
+        widths = allocate(graph, classifier.cuttable, budget, arguments.round_to, arguments.min_channels, damage)
+        return widths, make_plan(graph, widths, orders)
+
+    if arguments.compress_rate:
+        assert widths is not None
+        return widths, make_plan(graph, widths, orders)
+    if widths is None:
+        damage = measure_damage(classifier.model, graph, classifier.cuttable, orders, calibration.head(DAMAGE_IMAGES))
+    budget = aim = budget_of(arguments, classifier)
+    widths, plan = plan_within(aim) if widths is None else (widths, make_plan(graph, widths, orders))
+    while (spent := budget.cost.of(plan.kept)) > budget.limit:  # the chosen units have more channels than the mean
+        aim = replace(aim, share=aim.share * min(budget.limit / spent, 0.998))
+        widths, plan = plan_within(aim)
+    return widths, plan
+
+
+def compress_rate_of(arguments: PruneArguments, classifier: TracedClassifier, widths: Mapping[str, int]) -> str:
+    """Return the compress_rate of a run: as it was given, or the one that gives the same widths."""
+    if arguments.compress_rate and not classifier.excluded:
+        return "".join(arguments.compress_rate.split())
+    return rates_of_widths(classifier.entries, widths)
+
+
+def budget_of(arguments: PruneArguments, classifier: TracedClassifier) -> Budget:
+    """Return the budget of --macs or --params."""
+    if arguments.macs is not None:
+        return Budget(macs_cost(classifier.graph, count_macs(classifier.model, classifier.spec)), arguments.macs, "macs")
+    assert arguments.params is not None
+    names = list(dict(classifier.model.named_parameters()))
+    return Budget(params_cost(classifier.graph, names), arguments.params, "params")
