@@ -297,7 +297,7 @@ def test_a_schedule_of_filters_names_all_that_makes_a_group(tmp_path):
         ],
     }
     assert f"--compress '{path}'" in path.read_text()  # the blank is quoted for a shell
-    assert "EPOCHS must be above that" in path.read_text()
+    assert "EPOCHS must be larger than that" in path.read_text()
 
 
 def test_a_group_that_a_gather_feeds_too_is_no_schedules(tmp_path):
@@ -308,7 +308,7 @@ def test_a_group_that_a_gather_feeds_too_is_no_schedules(tmp_path):
     table = table_of(**{"layer2.0.conv1": [0.9, 0.9, 0.9], "layer2.0.conv2": [0.9, 0.9, 0.9]})
     write_schedule(table, "filter", graph, 0.02, tmp_path / "s.yaml")
     assert list(read_yaml(tmp_path / "s.yaml", "schedule")["pruners"]) == ["layer2.0.conv1"]
-    assert "Left out, since no schedule can name their channels: layer2.0.conv2." in (tmp_path / "s.yaml").read_text()
+    assert "Left out, because no schedule can name their channels: layer2.0.conv2." in (tmp_path / "s.yaml").read_text()
 
 
 def masks_at_the_end(path, model):
@@ -368,7 +368,7 @@ def test_groups_that_no_schedule_can_name_are_left_out_and_named(tmp_path):
     table = table_of(**{"a.0": [0.9, 0.9, 0.9, 0.9], "c.0": [0.9, 0.9, 0.9, 0.9]})
     write_schedule(table, "channel", graph, 0.02, tmp_path / "s.yaml")
     assert list(read_yaml(tmp_path / "s.yaml", "schedule")["pruners"]) == ["c.0"]
-    assert "# Left out, since no schedule can name their channels: a.0." in (tmp_path / "s.yaml").read_text()
+    assert "# Left out, because no schedule can name their channels: a.0." in (tmp_path / "s.yaml").read_text()
     with pytest.raises(UserError, match=r"the channels of a.0 are no whole channels"):
         write_schedule(table[table["name"] == "a.0"], "channel", graph, 0.02, tmp_path / "t.yaml")
     assert not (tmp_path / "t.yaml").exists()
