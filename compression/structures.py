@@ -1,4 +1,4 @@
-"""Structures: the parts of a weight that live or die together, and how a weight is seen as a stack of them.
+"""Structures: the parts of a weight that are pruned or regularized as one, and the weight as a stack of them.
 
 Every structure is a block: a weight [d0, d1, ...] is cut into blocks [b0, b1, ...], counted row by row. A filter of
 [O, I, h, w] is a block [1, I, h, w], an input channel [O, 1, h, w], a kernel [1, 1, h, w].
@@ -23,11 +23,11 @@ class Structure:
     """A way to cut weights into parts.
 
     Attributes:
-        name: of the table.
+        name: its name in ``STRUCTURES``.
         meaning: what one part is, and of which weights.
         dims: fewest and most dimensions of a weight that has such parts.
         block: the shape of one part, from the weight's shape.
-        by_shape: the file gives the shape of a part (``block_shape``).
+        by_shape: whether the schedule gives the shape of a part (``block_shape``).
     """
 
     name: str
@@ -37,11 +37,7 @@ class Structure:
     by_shape: bool = False
 
     def view(self, weight: Tensor, block_shape: Shape | None = None) -> Tensor:
-        """Return a weight as [structures, elements of each]; the result stays on the tape.
-
-        Raises:
-            UserError: a weight of this shape has no such structures.
-        """
+        """Return a weight as [structures, elements of each], which gradients pass through; see ``block_of``."""
         block = self.block_of(weight.shape, block_shape)
         cut = [size for whole, part in zip(weight.shape, block, strict=True) for size in (whole // part, part)]
         order = [*range(0, len(cut), 2), *range(1, len(cut), 2)]  # the counts of blocks, then their insides
@@ -89,10 +85,7 @@ STRUCTURES: dict[str, Structure] = {
     )
 }
 
-# What a regularizer may act on at the same time.
+# Pairs of structures that a regularizer may act on at the same time.
 COMBINATIONS: dict[str, tuple[Structure, ...]] = {
-    "Rows+Cols": (STRUCTURES["Rows"], STRUCTURES["Cols"]),
-    "Cols+Rows": (STRUCTURES["Cols"], STRUCTURES["Rows"]),
-    "Channels+4D": (STRUCTURES["Channels"], STRUCTURES["4D"]),
-    "4D+Channels": (STRUCTURES["4D"], STRUCTURES["Channels"]),
+    names: tuple(STRUCTURES[name] for name in names.split("+")) for names in ("Rows+Cols", "Cols+Rows", "Channels+4D", "4D+Channels")
 }

@@ -15,12 +15,12 @@ Widths = NDArray[np.float64]
 class Cost:
     """A sum of products of sizes, each an affine function of the widths (units kept per group).
 
-    A width stands for the mean over the choices of so many units. Mostly each unit has the same number of channels, and
-    all choices cost the same; ``of`` is exact in any case.
+    The cost at widths is the mean over all choices of so many units. Mostly each unit has the same number of channels,
+    and all choices cost the same; ``of`` is exact in any case.
 
     Args:
         graph: the network's channel groups.
-        terms: (tensor, factor): what is added up is factor * elements of the tensor.
+        terms: (tensor, factor): the sum is of factor * elements of the tensor.
         rest: what does not depend on the widths.
     """
 
@@ -49,7 +49,7 @@ class Cost:
         self.rest = rest
 
     def vector(self, widths: Mapping[str, int]) -> Widths:
-        """Return widths in the order of the groups; those that are not named are whole."""
+        """Return widths in the order of the groups; groups that are not named are whole."""
         return np.array([widths.get(name, size) for name, size in zip(self.names, self.full, strict=True)], dtype=np.float64)
 
     def __call__(self, widths: Widths) -> float:
@@ -66,11 +66,11 @@ class Cost:
 
 
 def macs_cost(graph: ChannelGraph, total: int) -> Cost:
-    """Return the multiply-adds for one image; ``total`` is the dense network's, which may hold some that no weight has."""
+    """Return the multiply-adds for one image; ``total``: the dense network's, some of which may belong to no weight."""
     terms = [(contraction.weight, contraction.repeats) for contraction in graph.contractions]
     return Cost(graph, terms, total - graph.macs({}))
 
 
 def params_cost(graph: ChannelGraph, names: Sequence[str]) -> Cost:
-    """Return the number of parameters."""
+    """Return the elements of the named parameters."""
     return Cost(graph, [(name, 1) for name in names], 0)

@@ -1,7 +1,7 @@
-"""compress_rate: "[0.]+[0.15]*2+[0.4]*27", which share of each layer's channels goes (HRank's grammar, read strictly).
+"""compress_rate: "[0.]+[0.15]*2+[0.4]*27", the share of each layer's channels that goes (HRank's grammar, read strictly).
 
 Every entry is one rate; ``*count`` repeats it; ``+`` joins; one bare number stands for all entries. Arithmetic is exact
-decimal: of 160 channels at 0.9 stay 16, where floating point leaves 15.
+decimal: of 160 channels, 16 stay at 0.9, where floating point would leave 15.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def parse_rates(text: str) -> list[Decimal] | Decimal:
         A rate per entry, or one for all where it is a bare number.
 
     Raises:
-        UserError: it is not of the grammar; the message points at the place.
+        UserError: it is malformed; the message points at the place.
     """
     place = _skip(text, 0)
     if place < len(text) and text[place] != "[":

@@ -1,6 +1,6 @@
-"""Remove channels physically, from a network and from what an optimizer and a moving average remember of it.
+"""Physically remove channels from a network, its optimizer's state and its moving average.
 
-Every cut is proved before it happens (see ``cutting``), and a failure changes nothing.
+Every cut is proved before it happens (see ``tracing.cutting``), and a failure changes nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def shrink_(
     optimizer: Optimizer | None = None,
     ema: EMA | None = None,
 ) -> float:
-    """Remove channels physically, in place, after both proofs.
+    """Physically remove channels, in place, after both proofs.
 
     Args:
         model: the network that was traced.
         graph: its channel groups.
         keep: group name -> kept units; groups that are not named stay whole.
         inputs: real inputs, [B, C, H, W], normalised.
-        optimizer: any of torch.optim; its parameters are replaced and what it remembers of them is cut alike.
-        ema: an average of the model, cut alike.
+        optimizer: any of torch.optim; its parameters are replaced, and its state is cut like them.
+        ema: a moving average of the model, cut like it.
 
     Returns:
         The largest difference of the outputs, as a share of their largest absolute value.
 
     Raises:
-        UserError: the keep-set does not fit, or the optimizer's state or the average can't be cut.
+        UserError: the keep-set does not fit, or the optimizer's state or the moving average can't be cut.
         NotProved: the shrunk network is not the masked one; nothing was changed.
     """
     cut = plan_cut(graph, keep)
@@ -67,14 +67,14 @@ def _check_average(model: nn.Module, average: nn.Module) -> None:
     ours, theirs = ({name: tuple(t.shape) for name, t in owned_tensors(m).values()} for m in (model, average))
     if ours != theirs:
         name = next(name for name in [*ours, *theirs] if ours.get(name) != theirs.get(name))
-        raise UserError(f"the moving average is not of this network: {name} has shapes {ours.get(name)} and {theirs.get(name)}")
+        raise UserError(f"the moving average is of another network: {name} has shapes {ours.get(name)} and {theirs.get(name)}")
 
 
 def _cut_states(model: nn.Module, cut: Cut, optimizer: Optimizer) -> dict[nn.Parameter, dict[str, object]]:
-    """Return, for each parameter that changes, what the optimizer remembers of it, cut alike.
+    """Return, for each parameter that changes, the optimizer's state of it, cut like the parameter.
 
     Raises:
-        UserError: it remembers something that does not go along with the parameter.
+        UserError: the state has something that can't be cut like the parameter.
     """
     kind = type(optimizer).__name__
     for key, value in vars(optimizer).items():

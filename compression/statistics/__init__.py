@@ -1,1 +1,1 @@
-"""What is looked at and changes nothing: activations and summaries."""
+"""Statistics of a network that leave it as it is: activations and summaries."""

@@ -1,4 +1,4 @@
-"""Activation statistics: what every layer of a network puts out, per channel and as a whole.
+"""Activation statistics: the outputs of every layer of a network, per channel and as a whole.
 
 APoZ is the share of outputs that are not above zero (arXiv:1607.03250, equation 1, which is for outputs of ReLU).
 """
@@ -27,30 +27,30 @@ CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 ADDED = ("zeros", "not_positive", "sums", "magnitudes")
 
 
-def _none(value: float) -> Callable[[], Tensor]:
-    return lambda: torch.full((0,), value, dtype=torch.float64)
+def _empty() -> Tensor:
+    return torch.empty(0, dtype=torch.float64)
 
 
 @dataclass
 class ChannelSums:
-    """What is added up of one module's outputs; tensors are float64 [channels].
+    """Running sums over one module's outputs; tensors are float64 [channels].
 
     Attributes:
         counts: values of each channel; a module that is used in several places may not have the same channels in all.
         deviations: sums of squared differences from ``means`` (merged batch by batch, Chan et al. 1979: a sum of squares
             would lose the digits of a small deviation from a large mean).
-        samples: outputs of one image each; lows and highs are the sums of their smallest and largest values.
+        samples: how many images' outputs were added; lows and highs are the sums of their smallest and largest values.
     """
 
-    counts: Tensor = field(default_factory=_none(0))
-    zeros: Tensor = field(default_factory=_none(0))
-    not_positive: Tensor = field(default_factory=_none(0))
-    sums: Tensor = field(default_factory=_none(0))
-    magnitudes: Tensor = field(default_factory=_none(0))
-    means: Tensor = field(default_factory=_none(0))
-    deviations: Tensor = field(default_factory=_none(0))
-    least: Tensor = field(default_factory=_none(0))
-    most: Tensor = field(default_factory=_none(0))
+    counts: Tensor = field(default_factory=_empty)
+    zeros: Tensor = field(default_factory=_empty)
+    not_positive: Tensor = field(default_factory=_empty)
+    sums: Tensor = field(default_factory=_empty)
+    magnitudes: Tensor = field(default_factory=_empty)
+    means: Tensor = field(default_factory=_empty)
+    deviations: Tensor = field(default_factory=_empty)
+    least: Tensor = field(default_factory=_empty)
+    most: Tensor = field(default_factory=_empty)
     samples: int = 0
     lows: float = 0.0
     highs: float = 0.0
@@ -160,7 +160,7 @@ class ActivationTable:
 
 
 def measure_activations(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> ActivationTable:
-    """Measure what every module without children puts out, where that is one floating tensor, in eval mode.
+    """Measure the outputs of every module without children that returns one floating-point tensor, in eval mode.
 
     A module that is called several times is measured over all calls, each right after it (an in-place ReLU's input is
     measured before it changes). Channels are dimension 1; of linear layers and layer norms, and of other modules' outputs

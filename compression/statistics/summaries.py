@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from models.quantized.preparing import weights_by_name
 from utils.errors import unknown
 from utils.measures.profile import count_macs, example_input
-from utils.modes import eval_mode
+from utils.modes import observed
 from utils.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def masks_table(masks: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -
         parameters: all parameters.
 
     Returns:
-        Columns name, shape, pruned and of (elements), sparsity, and the shares of filters (dimension 0) and channels
-        (dimension 1; none for one-dimensional parameters) that are pruned whole.
+        Columns: name; shape; pruned and of (elements); sparsity; the shares of filters (dimension 0) and channels
+        (dimension 1; none for one-dimensional parameters) that are pruned as a whole.
 
     Raises:
         KeyError: a mask is of no parameter.
@@ -102,8 +101,8 @@ def zero_share(values: Tensor, dim: int) -> float:
 def compute_table(model: nn.Module, spec: ModelSpec) -> pd.DataFrame:
     """Return a row per convolution and linear layer for one image, and a total.
 
-    Parameters are those of the layers (norms have some too); shapes are of a layer's first call, multiply-adds of all calls.
-    Those that the network makes outside of such layers (attention's, say) have a row of their own.
+    Parameters are those of these layers alone (norms have some too); shapes are of a layer's first call, multiply-adds of
+    all its calls. Multiply-adds outside of such layers (attention's, say) have a row of their own.
 
     Raises:
         UserError: the network does not take images of the specification's size.
@@ -112,14 +111,10 @@ def compute_table(model: nn.Module, spec: ModelSpec) -> pd.DataFrame:
 
     modules = {name: module for name, module in model.named_modules() if isinstance(module, MULTIPLIES)}
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
-    total = count_macs(model, spec)  # before anything is hooked: it says it where the network can't take the images
+    total = count_macs(model, spec)  # before anything is hooked: it refuses images that the network can't take
     handles = [module.register_forward_hook(_recorder(calls[name])) for name, module in modules.items()]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(example_input(model, spec))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observed(model, handles):
+        model(example_input(model, spec))
     rows = [_compute_row(name, module, calls[name]) for name, module in modules.items()]
     elements = sum(module.weight.numel() for module in modules.values())
     zeros = sum(int((module.weight == 0).sum()) for module in modules.values())

@@ -344,7 +344,7 @@ def test_an_average_of_another_network_is_refused(trained):
     model, optimizer, _, graph = trained
     other = EMA(make("concat"))
     before = bits(model, other.model, optimizer)
-    with pytest.raises(UserError, match="moving average is not of this network"):
+    with pytest.raises(UserError, match="moving average is of another network"):
         shrink_(model, graph, {"a.0": [0]}, example("residual", 2), optimizer, other)
     assert same(before, bits(model, other.model, optimizer))
 
