@@ -66,16 +66,17 @@ def test_same_seed_gives_the_same_weights_for_any_number_of_workers(script, phot
     assert not torch.equal(a["fc.weight"], c["fc.weight"])
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_a_cache_changes_nothing_but_the_time(script, photos, tmp_path, cache, monkeypatch):
+def test_a_cache_changes_nothing_but_the_time(script, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("compression.training.setup.DATA_DIR", tmp_path / "data")
     assert script("train.py", "--data", photos, *SMALL, "--epochs", 1, "--name", "plain").code == 0
-    assert script("train.py", "--data", photos, *SMALL, "--epochs", 1, "--name", "cached", "--cache", cache).code == 0
-    plain, cached = (weights_of(tmp_path / f"runs/train/{name}/weights/last.pt") for name in ("plain", "cached"))
-    assert all(torch.equal(plain[key], cached[key]) for key in plain)
+    plain = weights_of(tmp_path / "runs/train/plain/weights/last.pt")
+    for cache in ("ram", "disk"):
+        assert script("train.py", "--data", photos, *SMALL, "--epochs", 1, "--name", cache, "--cache", cache).code == 0
+        cached = weights_of(tmp_path / f"runs/train/{cache}/weights/last.pt")
+        assert all(torch.equal(plain[key], cached[key]) for key in plain), cache
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSProp"])
+@pytest.mark.parametrize("optimizer", ["Adam", "RMSProp"])  # the tests here use SGD, those of test_resume.py AdamW
 def test_every_optimizer_trains(script, photos, optimizer):
     assert script("train.py", "--data", photos, *SMALL, "--optimizer", optimizer, "--lr0", 0.001, "--epochs", 1).code == 0
 
