@@ -11,13 +11,11 @@ from copy import deepcopy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from compression.tracing.cutting import Cut, apply_cut_, laid_out_like, mask_, plan_cut, prove_channels, prove_outputs
+from compression.tracing.cutting import Cut, apply_cut_, laid_out_like, plan_cut, prove_channels, prove_outputs
 from compression.tracing.graph import ChannelGraph, Keep
 from compression.tracing.record import owned_tensors
 from utils.errors import UserError
 from utils.loop.ema import EMA
-
-__all__ = ["mask_", "shrink_"]
 
 
 def shrink_(

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compression.pruning.surgery import mask_, shrink_
+from compression.pruning.surgery import shrink_
 from compression.tracing.channels import trace
-from compression.tracing.cutting import NotProved
+from compression.tracing.cutting import NotProved, mask_
 from models.networks import ARCHITECTURES
 from models.networks.resnet import PadShortcut
 from models.networks.widths import group_counts, resize_
