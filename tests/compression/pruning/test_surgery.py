@@ -277,15 +277,15 @@ def step_(model, optimizer, steps=2):
 
 def tampered(graph, how):
     graph = copy.deepcopy(graph)
-    bases = graph.record.slot_nodes
+    nodes = graph.record.slot_nodes
     if how == "order":  # two channels are read at each other's place
-        bases["a.0.weight", 1] = bases["a.0.weight", 1][[1, 0, *range(2, 16)]]
+        nodes["a.0.weight", 1] = nodes["a.0.weight", 1][[1, 0, *range(2, 16)]]
     elif how == "place":  # a follower loses the wrong channel
-        bases["b.1.bias", 0] = bases["b.1.bias", 0].flip(0)
+        nodes["b.1.bias", 0] = nodes["b.1.bias", 0].flip(0)
     elif how == "forgotten":
-        del bases["head.weight", 1]
+        del nodes["head.weight", 1]
     elif how == "norm":  # same components, so the numbers agree: only the outputs tell
-        bases["stem.1.weight", 0], bases["stem.1.bias", 0] = bases["stem.1.weight", 0].flip(0), bases["stem.1.bias", 0].flip(0)
+        nodes["stem.1.weight", 0], nodes["stem.1.bias", 0] = nodes["stem.1.weight", 0].flip(0), nodes["stem.1.bias", 0].flip(0)
     return graph
 
 
