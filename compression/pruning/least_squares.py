@@ -1,0 +1,210 @@
+"""Least squares of one layer: the samples that its outputs are made of, their moments, and the ridge solution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compression.pruning.layer_calls import CONVOLUTIONS, TRANSPOSED
+
+SAMPLE_BYTES = 1 << 27  # of samples at a time
+
+
+@dataclass(frozen=True)
+class LayerSamples:
+    """A layer's outputs as a matrix product: output = samples @ matrix + bias.
+
+    Attributes:
+        images: inputs of the equivalent plain convolution, [N, ..., C], padded; of a linear layer [N, P, C].
+        places: for each spatial dimension the first input position of each sampled output, [N, P]; none for a linear layer.
+        kernel, dilation: of the convolution.
+        groups: of the convolution.
+        matrix: the weight as [groups, inputs of an output, outputs of a group].
+        restore: makes a weight of such a matrix.
+    """
+
+    images: Tensor
+    places: tuple[Tensor, ...]
+    kernel: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    matrix: Tensor
+    restore: Callable[[Tensor], Tensor]
+
+    @property
+    def per_image(self) -> int:
+        """How many outputs of an image are sampled."""
+        return self.places[0].shape[1] if self.places else self.images.shape[1]
+
+    def chunks(self, begin: int, end: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of the images, and their samples in float64, [groups, images x P, inputs of an output]."""
+        step = max(1, SAMPLE_BYTES // (8 * self.groups * self.per_image * self.matrix.shape[1]))
+        for first in range(begin, end, step):
+            chosen = slice(first, min(first + step, end))
+            yield chosen, self._of(chosen)
+
+    def _of(self, chosen: slice) -> Tensor:
+        images = self.images[chosen]
+        if self.places:
+            count, dims = len(images), len(self.kernel)
+            index: list[Tensor] = [torch.arange(count, device=images.device).view(-1, *[1] * (dims + 1))]
+            for dim, (places, size, dilation) in enumerate(zip(self.places, self.kernel, self.dilation, strict=True)):
+                steps = torch.arange(size, device=images.device) * dilation
+                index.append(places[chosen].view(count, -1, *[1] * dims) + steps.view(*[-1 if d == dim else 1 for d in range(dims)]))
+            images = images[tuple(index)]  # [images, P, *kernel, C]
+        width = images.shape[-1] // self.groups
+        parts = images.reshape(-1, math.prod(self.kernel), self.groups, width)
+        return parts.permute(2, 0, 3, 1).reshape(self.groups, len(parts), -1).double()
+
+
+def output_places(count: int, sizes: Sequence[int], most: int, seed: int) -> Tensor:
+    """Draw up to ``most`` output positions (flat) for each of ``count`` images, [count, P]; all of them where there are no more."""
+    total = math.prod(sizes)
+    if total <= most:
+        return torch.arange(total).expand(count, -1)
+    return torch.randint(total, (count, most), generator=torch.Generator().manual_seed(seed))
+
+
+def layer_samples(func: Any, args: Sequence[Any], kwargs: dict[str, Any], most: int, seed: int) -> LayerSamples:
+    """Describe a call of a convolution (plain, grouped, transposed; 1-D to 3-D) or linear layer as a matrix product.
+
+    Args:
+        func, args, kwargs: the call, as ``torch.conv2d``, ``F.linear`` and the like take it.
+        most: outputs to sample of an image.
+        seed: of the samples.
+    """
+    images, weight = args[0], args[1]
+    if func is F.linear:
+        matrix = weight.double().t().unsqueeze(0)
+        return LayerSamples(images.reshape(len(images), -1, images.shape[-1]), (), (), (), 1, matrix, lambda found: found[0].t())
+    dims = CONVOLUTIONS.get(func) or TRANSPOSED[func]
+    names: tuple[str, ...] = ("stride", "padding", "dilation", "groups")
+    if func in TRANSPOSED:
+        names = ("stride", "padding", "output_padding", "groups", "dilation")
+    options: dict[str, Any] = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
+    options |= dict(zip(names, args[3:], strict=False)) | {name: kwargs[name] for name in names if name in kwargs}
+    groups, kernel = options["groups"], tuple(weight.shape[2:])
+    stride, dilation, extra = (_each(options[name], dims) for name in ("stride", "dilation", "output_padding"))
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if func in TRANSPOSED:
+        padding = _each(options["padding"], dims)
+        images = _spread(images, stride)
+        margins = [(r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True)]
+        stride = (1,) * dims
+        plain = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1).flip(list(range(2, 2 + dims)))
+    else:
+        same = options["padding"] == "same"
+        padding = _each(0 if isinstance(options["padding"], str) else options["padding"], dims)
+        margins = [(r // 2, r - r // 2) if same else (p, p) for r, p in zip(reach, padding, strict=True)]
+        plain = weight
+    images = F.pad(images, [margin for pair in reversed(margins) for margin in pair])
+    sizes = [(size - r - 1) // s + 1 for size, r, s in zip(images.shape[2:], reach, stride, strict=True)]
+    flat = output_places(len(images), sizes, most, seed).to(images.device)
+    places = tuple(place * s for place, s in zip(_unravel(flat, sizes), stride, strict=True))
+    matrix = plain.double().reshape(groups, len(plain) // groups, -1).transpose(1, 2)
+
+    def restore(found: Tensor) -> Tensor:
+        new = found.transpose(1, 2).reshape(plain.shape)
+        if func in TRANSPOSED:
+            new = new.flip(list(range(2, 2 + dims))).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        return new.reshape(weight.shape)
+
+    return LayerSamples(images.movedim(1, -1), places, kernel, dilation, groups, matrix, restore)
+
+
+def sampled(outputs: Tensor, func: Any, most: int, seed: int, first: int = 0, count: int | None = None) -> Tensor:
+    """Return a layer's outputs at the sampled positions, [N, P, channels].
+
+    Args:
+        outputs: of the images from ``first`` on, of ``count`` in all.
+        func, most, seed: as given to ``layer_samples``.
+    """
+    if func is F.linear:
+        return outputs.reshape(len(outputs), -1, outputs.shape[-1])
+    flat = output_places(count or len(outputs), outputs.shape[2:], most, seed)[first : first + len(outputs)].to(outputs.device)
+    return outputs.flatten(2).gather(2, flat.unsqueeze(1).expand(-1, outputs.shape[1], -1)).transpose(1, 2)
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    return (value,) * dims if isinstance(value, int) else tuple(value) * (dims if len(value) == 1 else 1)
+
+
+def _spread(images: Tensor, stride: Sequence[int]) -> Tensor:
+    """Put zeros between the pixels, as a transposed convolution of that stride does."""
+    sizes = [(size - 1) * s + 1 for size, s in zip(images.shape[2:], stride, strict=True)]
+    spread = images.new_zeros(*images.shape[:2], *sizes)
+    every = [slice(None), slice(None), *(slice(None, None, step) for step in stride)]
+    spread[tuple(every)] = images
+    return spread
+
+
+def _unravel(flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    places = []
+    for size in reversed(sizes):
+        places.append(flat % size)
+        flat = flat // size
+    return places[::-1]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over n samples x and targets y, for each group of outputs, in float64.
+
+    Attributes:
+        gram, cross: of x x^T [G, d, d] and x y^T [G, d, o].
+        x, y, yy: of x [G, 1, d], y and y^2 [G, 1, o].
+        count: n.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    x: Tensor
+    y: Tensor
+    yy: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, samples: LayerSamples, targets: Tensor, begin: int, end: int) -> Moments:
+        """Sum over the images from ``begin`` to ``end``; targets are [N, P, groups x o]."""
+        sums: list[Tensor] = []
+        for chosen, x in samples.chunks(begin, end):
+            y = targets[chosen].double().reshape(x.shape[1], samples.groups, -1).transpose(0, 1)
+            parts = (x.transpose(1, 2) @ x, x.transpose(1, 2) @ y, x.sum(1, True), y.sum(1, True), (y * y).sum(1, True))
+            sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
+        gram, cross, sum_x, sum_y, sum_yy = sums
+        return cls(gram, cross, sum_x, sum_y, sum_yy, (end - begin) * samples.per_image)
+
+    def errors(self, matrix: Tensor, bias: Tensor) -> Tensor:
+        """Return the summed squared error of each output, [G, 1, o]."""
+        product = (matrix * (self.gram @ matrix - 2 * self.cross)).sum(1, keepdim=True)
+        return self.yy + product + 2 * bias * (self.x @ matrix - self.y) + self.count * bias * bias
+
+    def variance(self) -> Tensor:
+        """Return the summed squared distance of each output from its mean, [G, 1, o]."""
+        return self.yy - self.y * self.y / self.count
+
+    def centred(self) -> Moments:
+        """Return the moments about the means, from which the bias drops out."""
+        x, y, n = self.x, self.y, self.count
+        gram, cross = self.gram - x.transpose(1, 2) @ x / n, self.cross - x.transpose(1, 2) @ y / n
+        return Moments(gram, cross, torch.zeros_like(x), torch.zeros_like(y), self.yy - y * y / n, n)
+
+    def ridge(self, old: Tensor, strength: float) -> Tensor | None:
+        """Return the matrix of least squared error + strength x (mean diagonal of the Gram matrix) x |matrix - old|^2.
+
+        None if the Gram matrix is singular in spite of the ridge.
+        """
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        ridge = torch.diag_embed((strength * diagonal.mean(1, keepdim=True)).expand_as(diagonal))
+        factor, failed = torch.linalg.cholesky_ex(self.gram + ridge)
+        return None if failed.any() else old + torch.cholesky_solve(self.cross - self.gram @ old, factor)
+
+    def bias(self, matrix: Tensor) -> Tensor:
+        """Return the bias of least squared error, [G, 1, o]."""
+        return (self.y - self.x @ matrix) / self.count
