@@ -320,8 +320,8 @@ def test_grouped_and_depthwise_networks_go_through(prune, tmp_path):
     [
         ("yolov5n-cls", 32, 25),
         ("resnet20", 16, 12),
-        ("resnet20-b", 16, 12),
-        ("resnet18", 32, 12),
+        pytest.param("resnet20-b", 16, 12, marks=pytest.mark.exhaustive),
+        pytest.param("resnet18", 32, 12, marks=pytest.mark.exhaustive),
         ("vgg16-cifar", 32, 12),
         ("squeezenet1_1", 32, 25),
     ],

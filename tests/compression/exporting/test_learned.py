@@ -133,8 +133,7 @@ def test_weights_of_an_int8_file_have_a_grid_for_each_channel_with_batch_norm_fo
     assert levels > 120  # of 128 numbers; logits of 8 bits would tie
 
 
-@pytest.mark.parametrize("mode", ["sym", "sym_restr"])
-@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(("mode", "per_channel"), [("sym", False), ("sym_restr", True)])
 def test_weights_of_the_file_are_those_that_were_trained(small, tmp_path, monkeypatch, mode, per_channel):
     monkeypatch.setattr("compression.exporting.quantizing.saturates", lambda: False)  # as on a processor with VNNI
     model, spec, calibration = small

@@ -25,7 +25,10 @@ from utils.measures.profile import count_macs, example_input, profile
 from utils.spec import ModelSpec
 
 # Concatenation, depthwise and grouped convolutions, shuffled channels, squeeze-and-excitation, linear layers that are cut.
-SEVERAL = ("resnet20", "resnet20-b", "vgg16-cifar", "yolov5n-cls", "mobilenet_v2", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf")
+SEVERAL = (
+    "resnet20", "resnet20-b", "vgg16-cifar", "yolov5n-cls", "shufflenet_v2_x0_5", "squeezenet1_1", "regnet_y_400mf",
+    pytest.param("mobilenet_v2", marks=pytest.mark.exhaustive),
+)  # fmt: skip
 
 
 class Small(nn.Module):

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.loop.ema import EMA
 
 RATES = (0.1, 0.5, 0.9)
-THREE_TIMES = ("yolov5n-cls", "resnet18", "resnet20", "resnet20-b", "vgg16-cifar")  # the others are deeper and wider ones of these
+THREE_TIMES = ("yolov5n-cls", "resnet20", "resnet20-b")  # the others are larger
 
 
 def seeded(seed=0):
@@ -139,10 +139,10 @@ def test_a_shrunk_small_network_is_the_masked_one(name):
     graph = trace(make(name), example(name))
     if not graph.prunable:
         return
-    for seed, rate in enumerate((*RATES, 0.5)):
+    for seed in range(2):  # the ends are tested below
         model = make(name)
         inputs = example(name, batch=3, seed=seed)
-        check_cut(model, graph, random_keep(graph, rate, seeded(seed)), inputs, name not in NO_ORACLE)
+        check_cut(model, graph, random_keep(graph, 0.5, seeded(seed)), inputs, name not in NO_ORACLE)
     if name not in NOT_TRAINABLE:
         check_training_step(model, inputs)
     check_reload(model, make(name, seed=7), inputs)
@@ -523,7 +523,10 @@ def test_bfloat16_networks_are_compared_in_a_type_that_can_tell():
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", ["pad_shortcut", "shuffle", "index_buffer", "two_groups", "quarters"])
+EXPORTED = {"pad_shortcut": (), "two_groups": (), **dict.fromkeys(("shuffle", "index_buffer", "quarters"), pytest.mark.exhaustive)}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks) for name, marks in EXPORTED.items()])
 def test_an_exported_shrunk_network_agrees(name, tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
