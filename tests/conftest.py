@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,44 +80,12 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
             runpy.run_path(str(ROOT / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code
+        finally:
+            torch.set_num_threads(THREADS)  # predict.py has taken fewer
         captured = capsys.readouterr()
         return Result(int(code or 0), captured.out, captured.err)
 
     return run
-
-
-class Process:
-    """``python COMMAND`` running in a folder, with its output in a file; killed when the ``with`` block is left."""
-
-    def __init__(self, *command: object, cwd: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(THREADS)}
-        handle, name = tempfile.mkstemp(suffix=".log")
-        self.log = Path(name)
-        arguments = [sys.executable, *map(str, command)]
-        self.popen = subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=handle, stderr=subprocess.STDOUT)
-        os.close(handle)
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.popen.kill()
-        self.popen.wait()
-        self.log.unlink()
-
-    def finish(self, seconds: float, code: int | None = 0) -> str:
-        """Wait for the end and return the output; any exit code is right where ``code`` is None."""
-        self.popen.wait(seconds)
-        output = self.log.read_text()
-        assert code is None or self.popen.returncode == code, output
-        return output
-
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.popen.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, "the run did not get this far in time"
-            time.sleep(0.01)
 
 
 def write_images(folder: Path, per_class: int, seed: int, size: int = 24, classes: tuple[str, ...] = tuple(CLASSES)) -> None:
