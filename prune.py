@@ -11,7 +11,7 @@ from typing import Any
 
 from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.plan import make_plan
-from compression.pruning.report import comparison_text, groups_text, write_files
+from compression.pruning.report import comparison_text, groups_text, steps_text, write_files
 from compression.pruning.run import run_pruning
 from compression.pruning.traced_classifier import load_traced
 from compression.pruning.widths import compress_rate_of, widths_before_scoring
@@ -51,6 +51,7 @@ def dry_run(arguments: PruneArguments) -> None:
         "tied_share": None,
         "rank_seconds": None,
         "groups": classifier.group_rows(widths),
+        "steps": [],
     }
     if widths is not None:
         kept = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups}).kept
@@ -79,7 +80,7 @@ def prune(arguments: PruneArguments) -> None:
     for note in outcome.notes:
         print(f"note   {note}")
     print(groups_text(outcome.classifier, {name: len(units) for name, units in outcome.plan.kept.items()}))
-    print(f"\n{comparison_text(results)}")
+    print(f"\n{comparison_text(results)}\n\n{steps_text(results)}")
     print(
         f"\nscored by {results['criterion']} in {results['rank_seconds']:.1f} s; {results['tied_share']:.1%} of the channels in cut "
         f"groups tie with another\ncompress_rate {results['compress_rate']}\n"

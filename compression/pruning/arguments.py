@@ -48,7 +48,12 @@ class PruneArguments:
     ranks: str = flag("", "take the scores from the rank files in this folder", metavar="FOLDER", group="pruning")
     images: int = flag(512, "training images used for the scores", group="data")
     batch_size: int = flag(32, "images per forward pass", "--batch", group="run")
-    recalibrate_bn: bool = flag(False, "after the cut, measure batch norm's statistics again on the images", group="pruning")
+    refit: bool = flag(
+        True, "after the cut, fit the weights that remain to the dense network's outputs; labels are not used", group="pruning"
+    )
+    recalibrate_bn: bool = flag(
+        False, "measure batch norm's statistics again in any case; by default a refit decides whether that helps", group="pruning"
+    )
     controls: bool = flag(False, "also prune by L1, at random, and at random widths of the same cost, to compare", group="pruning")
 
     dry_run: bool = flag(False, "print the groups and the widths after the cut, and exit", group="run")

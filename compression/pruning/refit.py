@@ -63,15 +63,15 @@ def refit_(narrow: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep,
         dense: the network before.
         graph: the dense network's channel groups.
         keep: the units that were kept.
-        batches: normalised inputs, [B, C, H, W]. All pass through the narrow network at once; where its largest tensor
-            would exceed ``LARGEST_TENSOR``, the last ones are left out.
+        batches: normalised inputs, [B, C, H, W], ``HELD_OUT`` images at least. All pass through the narrow network at
+            once; if its largest tensor would exceed ``LARGEST_TENSOR``, the last ones are left out.
         seed: of the positions that are sampled.
     """
     begin = time.perf_counter()
     inputs = torch.cat(list(batches))
     with eval_mode(dense), eval_mode(narrow):
         calls = find_layer_calls(dense, inputs[:1])
-        inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), 2)].contiguous(memory_format=torch.channels_last)
+        inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), HELD_OUT)].contiguous(memory_format=torch.channels_last)
         plan = _Plan(calls, _kept_outputs(graph, keep), len(inputs), seed)
         targets = _Targets(plan)
         for batch in inputs.split(DENSE_BATCH):

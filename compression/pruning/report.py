@@ -76,3 +76,10 @@ def comparison_text(results: Mapping[str, Any]) -> str:
         before, after = results[key]
         lines.append(f"{title:<22}{show(before):>16}{show(after):>16}{after / max(before, 1e-12):>8.2f}")
     return "\n".join(lines)
+
+
+def steps_text(results: Mapping[str, Any]) -> str:
+    """Return the accuracy after each step of the run: the cut, the refit, batch norm measured again."""
+    lines = [f"{'step':<22}{'top-1 (val)':>16}{'seconds':>16}", f"{'dense':<22}{results['top1'][0]:>16.2%}{'':>16}"]
+    lines += [f"{step['name']:<22}{step['top1']:>16.2%}{step['seconds']:>16.1f}" for step in results["steps"]]
+    return "\n".join(line.rstrip() for line in lines)

@@ -6,7 +6,7 @@ import io
 import statistics
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.costs import macs_cost
 from compression.pruning.narrowing import spec_of
 from compression.pruning.plan import PruningPlan, make_plan
-from compression.pruning.recalibration import recalibrate_
+from compression.pruning.recovery import Recovery, recover_
+from compression.pruning.refit import HELD_OUT
 from compression.pruning.surgery import shrink_
 from compression.pruning.traced_classifier import TracedClassifier, load_traced
 from compression.pruning.widths import choose_plan, compress_rate_of, widths_before_scoring
@@ -78,10 +79,11 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored.orders, widths))
     if not plan.kept:
         raise _nothing_to_cut()
-    narrow, difference = _cut(arguments, classifier, plan, calibration)
     bench = _Bench(arguments, classifier, data, device)
+    narrow, difference = _cut(classifier, plan, calibration)
+    steps = _recover(bench, narrow, plan, calibration)
     pruned = bench.backend(narrow)
-    results = bench.compare(dense, pruned)
+    results = bench.compare(dense, pruned, steps[-1].top1)
     checkpoint = _checkpoint(classifier, plan, pruned, {name: results[name][1] for name in ("top1", "params", "macs")})
     results |= {
         "bytes": [_bytes(_dense_checkpoint(classifier, checkpoint)), _bytes(checkpoint)],
@@ -91,9 +93,13 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
         "tied_share": _tied_share(classifier, widths, scored),
         "rank_seconds": round(scored.seconds, 3),
         "groups": classifier.group_rows(widths),
+        "steps": [asdict(step) for step in steps],
         "controls": _controls(bench, calibration, widths) if arguments.controls else {},
     }
-    return PruningOutcome(classifier, plan, scored, checkpoint, results, dense.notes)
+    notes = list(dense.notes)
+    if arguments.refit and len(calibration) < HELD_OUT:
+        notes.append(f"not refitted: that takes at least {HELD_OUT} images, and there are {len(calibration)}")
+    return PruningOutcome(classifier, plan, scored, checkpoint, results, notes)
 
 
 def _nothing_to_cut() -> UserError:
@@ -111,14 +117,20 @@ def _score(
     return criterion, score(criterion, model, graph, calibration, arguments.seed, widths)
 
 
-def _cut(arguments: PruneArguments, classifier: TracedClassifier, plan: PruningPlan, calibration: Calibration) -> tuple[nn.Module, float]:
+def _cut(classifier: TracedClassifier, plan: PruningPlan, calibration: Calibration) -> tuple[nn.Module, float]:
     """Return a narrow copy of the network, and the relative difference of its outputs from the masked one's."""
     inputs, _ = next(calibration.head(PROOF_IMAGES).batches())
     narrow = deepcopy(classifier.model)
-    difference = shrink_(narrow, classifier.graph, plan.kept, inputs)
-    if arguments.recalibrate_bn:
-        recalibrate_(narrow, calibration)
-    return narrow.eval(), difference
+    return narrow, shrink_(narrow, classifier.graph, plan.kept, inputs)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a pruning run: its name, the top-1 on the validation split after it, and the seconds it took."""
+
+    name: str
+    top1: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -140,16 +152,26 @@ class _Bench:
         batch_size, workers = 4 * self.arguments.batch_size, self.arguments.workers
         return measure(backend, self.data, "val", batch_size, workers, self.device).evaluation.top1
 
-    def compare(self, before: TorchBackend, after: TorchBackend) -> dict[str, Any]:
-        """Measure both networks: size, cost, accuracy, latency at batch 1."""
+    def compare(self, before: TorchBackend, after: TorchBackend, top1: float) -> dict[str, Any]:
+        """Measure both networks: size, cost, accuracy (``top1`` is the narrow network's), latency at batch 1."""
         profiles = self.classifier.profile, profile(after.model, after.spec)
         example = example_input(after.model, after.spec).to(memory_format=torch.channels_last)
         return {
             "params": [p.params for p in profiles],
             "macs": [p.macs for p in profiles],
-            "top1": [self.top1(before), self.top1(after)],
+            "top1": [self.top1(before), top1],
             "latency_ms": [round(statistics.median(times), 4) for times in measure_latency([before.model, after.model], example)],
         }
+
+
+def _recover(bench: _Bench, narrow: nn.Module, plan: PruningPlan, calibration: Calibration) -> list[Step]:
+    """Bring the cut network back without training, in place, as far as the flags say; measure it after each step."""
+    classifier, arguments = bench.classifier, bench.arguments
+    recovery = Recovery(arguments.refit, arguments.recalibrate_bn, arguments.seed)
+    steps = [Step("cut", bench.top1(bench.backend(narrow)), 0.0)]
+    for name, seconds in recover_(narrow, classifier.model, classifier.graph, plan.kept, calibration, recovery):
+        steps.append(Step(name, bench.top1(bench.backend(narrow)), round(seconds, 3)))
+    return steps
 
 
 def _checkpoint(classifier: TracedClassifier, plan: PruningPlan, pruned: TorchBackend, metrics: dict[str, float]) -> dict[str, Any]:
@@ -196,6 +218,7 @@ def _controls(bench: _Bench, calibration: Calibration, widths: Mapping[str, int]
     found = {}
     for name, (criterion, at) in controls.items():
         orders = score(criterion, model, graph, calibration, arguments.seed, at).orders
-        narrow, _ = _cut(arguments, classifier, make_plan(graph, at, orders), calibration)
-        found[name] = bench.top1(bench.backend(narrow))
+        plan = make_plan(graph, at, orders)
+        narrow, _ = _cut(classifier, plan, calibration)
+        found[name] = _recover(bench, narrow, plan, calibration)[-1].top1
     return found

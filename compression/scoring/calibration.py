@@ -46,6 +46,10 @@ class Calibration:
         """Return the first images, which are a sample too: the order is random."""
         return Calibration(self.images[:count], self.labels[:count], self.spec, self.batch_size)
 
+    def tail(self, begin: int) -> Calibration:
+        """Return the images from one on."""
+        return Calibration(self.images[begin:], self.labels[begin:], self.spec, self.batch_size)
+
 
 def sample(split: Split, spec: ModelSpec, count: int, batch_size: int, seed: int) -> Calibration:
     """Draw images from a split without repeats, with the transforms of evaluation.

@@ -87,6 +87,7 @@ class RunArguments:
     ranks: str = flag(
         "", "with --compress-rate and --weights: prune.py's rank files, which decide what stays", metavar="FOLDER", group="pruning"
     )
+    refit: bool = flag(True, "with --ranks: fit the narrow network's weights to the dense network's outputs", group="pruning")
 
     device: str = shared.device()
     amp: bool = flag(True, "mixed precision: bf16 where the device supports it, else fp16 on CUDA", group="training")

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from compression.pruning.narrowing import build_narrow, load_model
+from compression.pruning.recovery import Recovery, recover_
+from compression.scoring.calibration import sample
 from compression.scoring.criteria import score_by_files
 from compression.training.arguments import TrainArguments
 from models.loading import WeightsFile, build_as, check_name, read_weights
@@ -31,6 +33,7 @@ from utils.loop.optim import NORMS
 from utils.spec import ModelSpec
 
 DEFAULT_MODEL, DEFAULT_SIZE = "yolov5n-cls", 224
+REFIT_IMAGES, REFIT_BATCH = 512, 32
 
 
 @dataclass
@@ -128,7 +131,7 @@ def _new_network(arguments: TrainArguments, data: ImageData) -> Network:
         network = Network(spec, model, None, load_state_(model, pretrained_state(spec.name)), fresh_norms=False)
     else:
         network = Network(spec, build(spec), None, [], fresh_norms=True)
-    return _narrowed(arguments, network) if arguments.compress_rate else network
+    return _narrowed(arguments, network, data) if arguments.compress_rate else network
 
 
 def _spec_of_file(file: WeightsFile, arguments: TrainArguments) -> ModelSpec:
@@ -178,7 +181,7 @@ def _with_weights(spec: ModelSpec, trained: ModelSpec, file: WeightsFile) -> Net
     return Network(spec, model, plan, notes, fresh_norms=bool(plan))
 
 
-def _narrowed(arguments: TrainArguments, dense: Network) -> Network:
+def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Network:
     """Build the network at the widths of --compress_rate, with the dense network's weights if it has some."""
     spec, has_weights = dense.spec, bool(arguments.weights or arguments.pretrained)
     if dense.plan:
@@ -198,7 +201,12 @@ def _narrowed(arguments: TrainArguments, dense: Network) -> Network:
     if has_weights:
         orders = score_by_files(arguments.ranks, dense.model, narrow.graph).orders
         noise = torch.randn(2, spec.channels, spec.imgsz, spec.imgsz, generator=torch.Generator().manual_seed(0))
-        plan |= load_model(narrow.model, dense.model.state_dict(), orders, noise, groups=group_counts(dense.model)).to_dict()
+        loaded = load_model(narrow.model, dense.model.state_dict(), orders, noise, groups=group_counts(dense.model))
+        plan |= loaded.to_dict()
+        if arguments.refit:
+            images = sample(data.split("train"), narrow.spec, REFIT_IMAGES, REFIT_BATCH, arguments.seed)
+            for step, seconds in recover_(narrow.model, dense.model, narrow.graph, loaded.kept, images, Recovery(seed=arguments.seed)):
+                dense.notes.append(f"{step} on {len(images)} training images, in {seconds:.1f} s")
     return Network(narrow.spec, narrow.model, plan, dense.notes, fresh_norms=True)
 
 
