@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,19 +62,23 @@ class ForwardCalls(TorchFunctionMode):
 class _Finder(ForwardCalls):
     """Notes the layers, who reads whose result, and the operands of sums."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, images: int) -> None:
         super().__init__()
+        self.images = images
         self.names = {key: name for key, (name, _) in owned_tensors(model).items()}
         self.alive: list[Any] = []  # so that no id is used twice
         self.maker: dict[int, int] = {}
         self.readers: dict[int, list[int]] = {}
+        self.uses: Counter[str] = Counter()  # calls that take a parameter
         self.weights: dict[int, str] = {}
+        self.apart: set[int] = set()  # layers whose first dimension is that of the images
         self.norms: dict[int, str] = {}
         self.operands: dict[int, list[int | None]] = {}
 
     def on_call(self, number: int, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         inputs = tensors_in([list(args), kwargs])
         makers = [self.maker.get(id(tensor)) for tensor in inputs]
+        self.uses.update({name for tensor in inputs if (name := self.names.get(id(tensor)))})
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor):
             return result
@@ -83,6 +88,7 @@ class _Finder(ForwardCalls):
         self.maker[id(result)] = number
         if func in LAYERS and (name := self.names.get(id(args[1]))):
             self.weights[number] = name
+            self.apart.update([number] if len(args[0]) == len(result) == self.images else [])
         elif func in (F.batch_norm, torch.batch_norm):
             statistics = self.names.get(id(args[1 if func is F.batch_norm else 3]), "")
             self.norms[number] = statistics.removesuffix("running_mean").rstrip(".") if statistics else ""
@@ -110,8 +116,10 @@ class _Finder(ForwardCalls):
 
 @torch.no_grad()
 def find_layer_calls(model: nn.Module, example: Tensor) -> dict[int, LayerCall]:
-    """Return a forward pass's calls of layers by their numbers, without the weights that are used more than once."""
-    with _Finder(model) as finder:
+    """Return a forward pass's calls of layers by their numbers.
+
+    Weights that are used more than once are left out, and layers that do not take the images one by one.
+    """
+    with _Finder(model, len(example)) as finder:
         model(example)
-    weights = list(finder.weights.values())
-    return {number: finder.layer(number) for number, weight in finder.weights.items() if weights.count(weight) == 1}
+    return {number: finder.layer(number) for number in sorted(finder.apart) if finder.uses[finder.weights[number]] == 1}

@@ -70,8 +70,8 @@ def refit_(narrow: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep,
     begin = time.perf_counter()
     inputs = torch.cat(list(batches))
     with eval_mode(dense), eval_mode(narrow):
-        calls = find_layer_calls(dense, inputs[:1])
-        inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), HELD_OUT)].contiguous(memory_format=torch.channels_last)
+        calls = find_layer_calls(dense, inputs[:HELD_OUT])
+        inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), HELD_OUT)]
         plan = _Plan(calls, _kept_outputs(graph, keep), len(inputs), seed)
         targets = _Targets(plan)
         for batch in inputs.split(DENSE_BATCH):
@@ -84,9 +84,9 @@ def refit_(narrow: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep,
 
 
 def _kept_outputs(graph: ChannelGraph, keep: Keep) -> dict[str, Tensor]:
-    """Return, for each weight that loses outputs, the positions of those that stay."""
-    producers = graph.record.producers
-    return {name: index for name, dims in graph.indices(keep).items() for dim, index in dims.items() if (name, dim) in producers}
+    """Return, for each weight, which of the layer's outputs stay: bool [channels]."""
+    removed = graph.removed(keep)
+    return {contraction.weight: ~removed[contraction.out] for contraction in graph.contractions}
 
 
 def _largest_tensor(model: nn.Module, example: Tensor) -> int:
@@ -165,7 +165,7 @@ class _Refitter(ForwardCalls):
         self.layers: list[RefittedLayer] = []
 
     def on_call(self, number: int, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if func in LAYERS and (call := self.plan.calls.get(number)):
+        if func in LAYERS and (call := self.plan.calls.get(number)) and len(args[0]) == self.plan.images:
             self._refit(call, func, args, kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and number in self.plan.addends:

@@ -15,7 +15,9 @@ from compression.pruning.least_squares import Moments, layer_samples, output_pla
 from compression.pruning.refit import refit_
 from compression.pruning.surgery import shrink_
 from compression.tracing.channels import trace
-from tests.zoo import randomised
+from models.networks import ARCHITECTURES
+from tests.architectures import architectures
+from tests.zoo import ZOO, example, make, random_keep, randomised
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (6,)),
@@ -234,4 +236,45 @@ def test_a_weight_that_is_used_twice_is_left_alone():
         def forward(self, x):
             return self.head(self.shared(self.shared(x)))
 
-    assert [call.weight for call in find_layer_calls(Twice(), torch.randn(1, 4)).values()] == ["head.weight"]
+    assert [call.weight for call in find_layer_calls(Twice(), torch.randn(2, 4)).values()] == ["head.weight"]
+
+
+def check_refit(model, graph, keep, images):
+    """Refit a cut network; no layer's held-out error may grow, and shapes, dense network and cut stay."""
+    narrow, dense = deepcopy(model), deepcopy(model.state_dict())
+    shrink_(narrow, graph, keep, images[:2])
+    shapes = {name: tensor.shape for name, tensor in narrow.state_dict().items()}
+    refit = refit_(narrow, model, graph, keep, images.split(3))
+    assert refit.images == len(images)
+    assert all(layer.after <= layer.before for layer in refit.layers)
+    assert {name: tensor.shape for name, tensor in narrow.state_dict().items()} == shapes
+    assert all(torch.isfinite(tensor).all() for tensor in narrow.state_dict().values() if tensor.is_floating_point())
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in model.state_dict().items())
+    return refit
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_any_network_that_can_be_cut_can_be_refitted(name):
+    model, images = make(name).eval(), example(name, 8)
+    graph = trace(deepcopy(model), images[:1])
+    check_refit(model, graph, random_keep(graph, 0.4, torch.Generator().manual_seed(0)), images)
+
+
+@pytest.mark.parametrize("name", architectures(quick=("yolov5n-cls", "resnet20", "resnet20-b")))
+def test_every_architecture_can_be_refitted(name):
+    torch.manual_seed(0)
+    model = randomised(ARCHITECTURES[name](10, 3)).eval()
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    graph = trace(deepcopy(model), images[:1])
+    refit = check_refit(model, graph, random_keep(graph, 0.4, torch.Generator().manual_seed(0)), images)
+    weights = [name for name, tensor in model.named_parameters() if tensor.ndim > 1]
+    assert sorted(layer.weight for layer in refit.layers) == sorted(weights)
+
+
+def test_half_the_images_of_a_batch_will_do():
+    torch.manual_seed(0)
+    model, images = randomised(Residual()).eval(), torch.randn(32, 3, 8, 8)
+    graph = trace(deepcopy(model), images[:1])
+    keep = {"stem": range(5), "a": range(4)}
+    whole, half = (check_refit(model, graph, keep, images[:count]) for count in (32, 16))
+    assert (whole.images, half.images) == (32, 16)
