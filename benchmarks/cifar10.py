@@ -74,7 +74,7 @@ def compare_criteria(network: str, dense: Path, options: argparse.Namespace) -> 
             continue
         name = f"{network}-{criterion.replace(', ', '-')}-seed{options.seed}"
         folder = Path(options.project) / f"{name}-cut"
-        cut = run_once("prune.py", folder, "--weights", dense, "--data", options.data, "--seed", options.seed, *arguments)
+        cut = run_once("prune.py", folder, "--weights", dense, "--data", options.data, "--seed", options.seed, "--no-refit", *arguments)
         pruned = folder / "weights" / "pruned.pt"
         tuned_top1 = top1_on_test(fine_tuned(name, pruned, network, options), options.data)
         row: dict[str, Any] = {"network": network, "criterion": criterion}
