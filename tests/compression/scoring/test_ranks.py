@@ -32,7 +32,7 @@ class Small(nn.Module):
         self.first = nn.Conv2d(3, 6, 3, padding=1)
         self.left = nn.Conv2d(6, 5, 3, 2, 1)
         self.norm = nn.BatchNorm2d(5)
-        self.right = nn.Conv2d(6, 5, 2, 2)  # not 1 x 1: oneDNN with AVX2 writes out of bounds there, with fewer than 8 channels (torch 2.14)
+        self.right = nn.Conv2d(6, 5, 2, 2)  # not 1 x 1: of fewer than 8 channels oneDNN with AVX2 writes out of bounds (torch 2.14)
         self.hidden = nn.Linear(5, 4)
         self.head = nn.Linear(4, 3)
 
