@@ -39,6 +39,11 @@ def plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", DRAW)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: some tests wait for processes that they have started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was left out, and which commands run it."""
     reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)]
@@ -105,3 +110,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count, seed in (("train", 12, 0), ("val", 5, 1), ("test", 4, 2)):
         write_images(root / split, count, seed)
     return root
+
+
+@pytest.fixture
+def few_digits(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The data set "digits" has every third image only."""
+    folder = tmp_path_factory.mktemp("few")
+    with np.load(ROOT / "data" / "digits.npz") as file:
+        np.savez(folder / "digits.npz", **{name: values[::3] for name, values in file.items()})
+    monkeypatch.setattr("utils.data.datasets.DATA_DIR", folder)

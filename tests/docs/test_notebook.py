@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.conftest import ROOT
 
 NOTEBOOK = json.loads((ROOT / "examples" / "digits.ipynb").read_text(encoding="utf-8"))
@@ -20,6 +22,7 @@ def test_it_is_a_notebook_of_format_4_without_outputs_and_magics():
     assert [line for cell in CELLS for line in cell.splitlines() if line.startswith(("%", "!"))] == []
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_it_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "compression").mkdir()  # what the first cell looks for
     (tmp_path / "data").symlink_to(ROOT / "data")
@@ -28,10 +31,10 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("compression.exporting.measuring.ROUNDS", 1)
     namespace: dict[str, object] = {"__name__": "notebook"}
     first, *others = CELLS
-    exec(first.replace("EPOCHS = 10", "EPOCHS = 2"), namespace)
+    exec(first.replace("EPOCHS = 10", "EPOCHS = 3"), namespace)
     for cell in others:
         exec(cell, namespace)
-    assert namespace["EPOCHS"] == 2
+    assert namespace["EPOCHS"] == 3
     outcome, narrow = namespace["outcome"], namespace["narrow"]
     assert outcome.results["macs"][1] <= 0.5 * outcome.results["macs"][0]
     assert narrow["top1"] > 0.5

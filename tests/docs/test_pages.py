@@ -125,6 +125,7 @@ def test_the_criteria_of_the_pruning_page_are_those_of_the_table():
     assert {name for row in table.splitlines() for name in CODE.findall(row.split("|")[1] if "|" in row else "")} == set(CRITERIA)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)

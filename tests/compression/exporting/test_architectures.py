@@ -26,7 +26,7 @@ from utils.files.checkpoint import save_checkpoint
 from utils.spec import ModelSpec
 
 CPU = torch.device("cpu")
-QUICK = {("vgg16-cifar", "0.4")}
+QUICK = {("resnet20", "0.4")}
 CASES = [
     pytest.param(name, rate, marks=() if (name, rate) in QUICK else pytest.mark.exhaustive, id=f"{name}-{rate or 'dense'}")
     for name in ARCHITECTURES
