@@ -1,6 +1,7 @@
 # Every target sets itself up: a virtual environment in .venv, with the requirements.
 PYTHON ?= python3
 BIN := .venv/bin
+EXPORT_BIN := .venv-export/bin
 
 .PHONY: demo test test-export test-exhaustive test-processors lint check clean
 
@@ -13,8 +14,10 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
-.venv/export.stamp: requirements-export.txt .venv/dev.stamp
-	$(BIN)/python -m pip install --quiet -r requirements-export.txt
+# OpenVINO and NNCF have an environment of their own: their threads do not always survive the forks of other tests.
+.venv-export/stamp: requirements-dev.txt requirements-export.txt requirements.txt
+	test -x $(EXPORT_BIN)/python || $(PYTHON) -m venv .venv-export
+	$(EXPORT_BIN)/python -m pip install --quiet -r requirements-dev.txt -r requirements-export.txt
 	touch $@
 
 demo: .venv/run.stamp  ## train on digits, cut to half the work, fine-tune, measure, export, predict from the file
@@ -29,8 +32,8 @@ demo: .venv/run.stamp  ## train on digits, cut to half the work, fine-tune, meas
 test: .venv/dev.stamp  ## the test suite; at its end it says what it left out
 	$(BIN)/python -m pytest
 
-test-export: .venv/export.stamp  ## the tests of exported files with OpenVINO and NNCF too, which this installs
-	$(BIN)/python -m pytest -rs tests/compression/exporting tests/models/test_backends.py
+test-export: .venv-export/stamp  ## the tests of exported files with OpenVINO and NNCF too, which this installs
+	$(EXPORT_BIN)/python -m pytest -rs tests/compression/exporting tests/models/test_backends.py
 
 test-exhaustive: .venv/dev.stamp  ## what takes too long for every run
 	$(BIN)/python -m pytest -m exhaustive
@@ -62,4 +65,4 @@ lint: .venv/dev.stamp  ## style and types
 check: lint test  ## everything that a change must pass
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-export runs
