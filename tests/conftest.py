@@ -40,8 +40,9 @@ def plots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores: some tests wait for processes that they have started."""
-    return (os.cpu_count() or 1) + 1
+    """One worker more than cores, as some tests wait for processes that they have started; with more threads, cores for each of them."""
+    cores = os.cpu_count() or 1
+    return cores + 1 if THREADS == 1 else max(cores // THREADS, 1)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
