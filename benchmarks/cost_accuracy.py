@@ -55,7 +55,7 @@ def measure_case(classifier: TracedClassifier, arguments: PruneArguments, data: 
     images = sample(data.split("train"), classifier.spec, arguments.images, arguments.batch_size, arguments.seed)
     widths = widths_before_scoring(arguments, classifier)
     scored = score(arguments.criterion, model, graph, images, arguments.seed, widths)
-    _, plan = choose_plan(arguments, classifier, images, scored.orders, widths)
+    _, plan = choose_plan(arguments, classifier, images, scored, widths)
     planned = time.perf_counter()
     narrow = deepcopy(model)
     shrink_(narrow, graph, plan.kept, next(images.head(8).batches())[0])

@@ -40,6 +40,7 @@ ROOMS = {
     "models/prediction.py": "images to classes",
     "models/writers.py": "what a prediction run saves",
     "compression/tracing": "which channels belong together, and the proofs",
+    "compression/layers": "convolutions and linear layers as least squares",
     "compression/scoring": "which channels matter",
     "compression/pruning": "how much goes, and the cut",
     "compression/statistics": "what is looked at and changes nothing",

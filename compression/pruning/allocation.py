@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from compression.pruning.costs import Cost
-from compression.pruning.plan import Entry, make_plan
-from compression.scoring.calibration import Calibration
-from compression.tracing.cutting import mask_
+from compression.pruning.plan import Entry
 from compression.tracing.graph import ChannelGraph
 from utils.errors import UserError
 
 ALLOCATIONS = ("uniform", "sensitivity")
-PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
 MIN_STEPS = 24  # an entry shrinks from whole to its least width in at least so many steps, if it has that many channels
 
 Damage = Callable[[int, float], float]  # (entry, kept share) -> damage
@@ -155,61 +147,3 @@ class _Search:
 
 def _replaced(chosen: Sequence[int], entry: int, position: int) -> list[int]:
     return [*chosen[:entry], position, *chosen[entry + 1 :]]
-
-
-def measure_damage(
-    model: nn.Module,
-    graph: ChannelGraph,
-    entries: Sequence[Entry],
-    orders: Mapping[str, Sequence[int]],
-    calibration: Calibration,
-) -> Damage:
-    """Measure what it does to the network's outputs that one entry loses channels, with masks.
-
-    Damage is the mean Kullback-Leibler divergence of the masked network's class probabilities from the dense network's
-    own, on calibration images. It is measured at several widths and interpolated along the lower convex hull.
-
-    Cost: entries x widths passes over the calibration images.
-    """
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    dense = _log_probabilities(model, calibration)
-    curves: list[tuple[list[float], list[float]]] = []
-    for entry in entries:
-        points = [(1.0, 0.0)]
-        for share in PROBED:
-            widths = {group.name: max(round(share * group.size), len(group.fixed), 1) for group in entry}
-            plan = make_plan(graph, widths, orders)
-            if not plan.kept:
-                continue
-            mask_(model, graph, plan.kept)
-            masked = _log_probabilities(model, calibration)
-            model.load_state_dict(state)
-            divergence = F.kl_div(masked, dense, reduction="batchmean", log_target=True).item()
-            points.append((widths[entry[0].name] / entry[0].size, max(divergence, points[-1][1])))
-        last, slope = points[-1], 0.0
-        if len(points) > 1:
-            slope = (points[-1][1] - points[-2][1]) / max(points[-2][0] - points[-1][0], 1e-9)
-        points.append((0.0, 2 * last[1] + last[0] * slope + 1e-6))
-        curves.append(_convex(points))
-    return lambda i, share: float(np.interp(share, *curves[i]))
-
-
-def _convex(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return the lower convex hull of points, ascending in the first coordinate."""
-    hull: list[tuple[float, float]] = []
-    for point in sorted(set(points)):
-        while len(hull) > 1 and _turns_down(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return [x for x, _ in hull], [y for _, y in hull]
-
-
-def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    return (b[0] - a[0]) * (c[1] - a[1]) <= (b[1] - a[1]) * (c[0] - a[0])
-
-
-@torch.no_grad()
-def _log_probabilities(model: nn.Module, calibration: Calibration) -> Tensor:
-    device = next(model.parameters()).device
-    model.eval()
-    return torch.cat([F.log_softmax(model(inputs.to(device)).float(), 1).cpu() for inputs, _ in calibration.batches()])

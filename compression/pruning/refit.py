@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.pruning.layer_calls import LAYERS, ForwardCalls, LayerCall, find_layer_calls
-from compression.pruning.least_squares import LayerSamples, Moments, layer_samples, sampled
+from compression.layers.calls import LAYERS, ForwardCalls, LayerCall, find_layer_calls
+from compression.layers.moments import Moments
+from compression.layers.samples import LayerSamples, layer_samples, sampled
 from compression.tracing.graph import ChannelGraph, Keep
 from utils.modes import eval_mode
 
@@ -235,20 +236,20 @@ class _Problem:
         return error / max(float((self.held_out.variance() * self.scale**2).sum()), 1e-30)
 
     def solve(self, bias: Tensor, shifts: bool) -> _Solution:
-        """Return the ridge solution of least held-out error, or the weights as they are if none has a smaller one."""
-        moments = self.fit.centred() if shifts else self.fit
-        best = _Solution(self.matrix, bias, None, self.share(self.error(self.matrix, bias)))
-        if best.share <= NEGLIGIBLE:
-            return best
+        """Return the ridge solution for all images with the ridge of least held-out error, or the weights as they are if none lowers it."""
+        share = self.share(self.error(self.matrix, bias))
+        ridge = None
         place = RIDGES.index(FIRST_RIDGE)
         for steps in (range(place, -1, -1), range(place + 1, len(RIDGES))):  # towards less, then towards more
-            for ridge in (RIDGES[step] for step in steps):
-                matrix = moments.ridge(self.matrix, ridge)
-                if matrix is None:
+            for step in steps if share > NEGLIGIBLE else ():
+                found = self._fit(self.fit, RIDGES[step], bias, shifts)
+                if found is None or not (error := self.share(self.error(*found))) < share:
                     break
-                shift = self.fit.bias(matrix) if shifts else bias
-                share = self.share(self.error(matrix, shift))
-                if not share < best.share:
-                    break
-                best = _Solution(matrix, shift, ridge, share)
-        return best
+                ridge, share = RIDGES[step], error
+        found = None if ridge is None else self._fit(self.fit + self.held_out, ridge, bias, shifts)
+        return _Solution(self.matrix, bias, None, share) if found is None else _Solution(*found, ridge, share)
+
+    def _fit(self, moments: Moments, ridge: float, bias: Tensor, shifts: bool) -> tuple[Tensor, Tensor] | None:
+        """Return matrix and bias; None if the system is singular."""
+        matrix = (moments.centred() if shifts else moments).ridge(self.matrix, ridge)
+        return None if matrix is None else (matrix, moments.bias(matrix) if shifts else bias)

@@ -76,7 +76,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     classifier.loaded.spec = dense.spec  # the data may have named the classes
     calibration = sample(data.split("train"), dense.spec, arguments.images, arguments.batch_size, arguments.seed)
     criterion, scored = _score(arguments, classifier, calibration, widths)
-    widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored.orders, widths))
+    widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored, widths))
     if not plan.kept:
         raise _nothing_to_cut()
     bench = _Bench(arguments, classifier, data, device)

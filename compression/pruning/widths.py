@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
-from compression.pruning.allocation import Budget, Damage, allocate, measure_damage
+from compression.layers.readers import measure_readers
+from compression.pruning.allocation import Budget, Damage, allocate
 from compression.pruning.arguments import PruneArguments
 from compression.pruning.costs import macs_cost, params_cost
+from compression.pruning.damage import PROBED, measure_damage
 from compression.pruning.plan import PruningPlan, make_plan, rates_of_widths, widths_of_rates
 from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.calibration import Calibration
+from compression.scoring.scores import NetworkScores
 from utils.measures.profile import count_macs
 
-DAMAGE_IMAGES = 256
+DAMAGE_IMAGES = (32, 128)  # images on which damage is measured: at least, at most
+DAMAGE_MACS = 3e13  # multiply-adds that measuring it may take, if the least number of images allows
 
 
 def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifier) -> dict[str, int] | None:
@@ -35,16 +39,16 @@ def choose_plan(
     arguments: PruneArguments,
     classifier: TracedClassifier,
     calibration: Calibration,
-    orders: Mapping[str, Sequence[int]],
+    scored: NetworkScores,
     widths: dict[str, int] | None,
 ) -> tuple[dict[str, int], PruningPlan]:
     """Return the widths, unless they are known, measured by sensitivity, and the units that stay.
 
     Args:
-        orders: group name -> units from the least to the most important.
+        scored: which units matter.
         widths: those of ``widths_before_scoring``.
     """
-    graph = classifier.graph
+    graph, orders = classifier.graph, scored.orders
     damage: Damage | None = None
 
     def plan_within(budget: Budget) -> tuple[dict[str, int], PruningPlan]:
@@ -55,13 +59,25 @@ def choose_plan(
         assert widths is not None
         return widths, make_plan(graph, widths, orders)
     if widths is None:
-        damage = measure_damage(classifier.model, graph, classifier.cuttable, orders, calibration.head(DAMAGE_IMAGES))
+        damage = _damage(arguments, classifier, calibration, scored)
     budget = aim = budget_of(arguments, classifier)
     widths, plan = plan_within(aim) if widths is None else (widths, make_plan(graph, widths, orders))
     while (spent := budget.cost.of(plan.kept)) > budget.limit:  # the chosen units have more channels than the mean
         aim = replace(aim, share=aim.share * min(budget.limit / spent, 0.998))
         widths, plan = plan_within(aim)
     return widths, plan
+
+
+def _damage(arguments: PruneArguments, classifier: TracedClassifier, calibration: Calibration, scored: NetworkScores) -> Damage:
+    """Measure what the entries' channels are worth: after their readers are refitted, if the cut network will be."""
+    model, graph, entries = classifier.model, classifier.graph, classifier.cuttable
+    moments = None
+    if arguments.refit:
+        moments = scored.readers or measure_readers(model, graph, (inputs for inputs, _ in calibration.batches()), arguments.seed)
+    least, most = DAMAGE_IMAGES
+    affordable = int(DAMAGE_MACS / (max(classifier.profile.macs, 1) * len(PROBED) * max(len(entries), 1)))
+    images = calibration.head(min(max(affordable, least), most))
+    return measure_damage(model, graph, entries, scored.orders, images, moments)
 
 
 def compress_rate_of(arguments: PruneArguments, classifier: TracedClassifier, widths: Mapping[str, int]) -> str:

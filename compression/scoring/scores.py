@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compression.layers.readers import InputMoments
 from compression.scoring.calibration import Calibration
 from compression.scoring.feature_maps import Statistic, Tap, find_taps, mean_over_images
 from compression.tracing.graph import ChannelGraph, ChannelGroup
@@ -78,11 +79,13 @@ class NetworkScores:
     Attributes:
         groups: by name.
         maps: the ranks that were measured, for ``save_ranks``; None where the criterion measures none.
+        readers: the moments of the readers' inputs, by weight, for an allocation to use again; None where it measures none.
         seconds: the time that scoring took.
     """
 
     groups: dict[str, GroupScore]
     maps: MapScores | None = None
+    readers: dict[str, InputMoments] | None = None
     seconds: float = 0.0
 
     @property

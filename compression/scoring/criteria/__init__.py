@@ -20,6 +20,7 @@ from compression.scoring.criteria.mean_activation import mean_activation
 from compression.scoring.criteria.nuclear_norm import nuclear_norm
 from compression.scoring.criteria.random_order import random_order
 from compression.scoring.criteria.rank import rank
+from compression.scoring.criteria.reconstruction import reconstruction
 from compression.scoring.criteria.taylor import taylor
 from compression.scoring.ranks import load_ranks, scores_from_ranks
 from compression.scoring.scores import NetworkScores, ScoringTask
@@ -52,6 +53,7 @@ CRITERIA: dict[str, Criterion] = {
     "apoz": Criterion("maps", apoz, "share of positive activations (1 - average percentage of zeros)"),
     "mean_activation": Criterion("maps", mean_activation, "mean absolute activation"),
     "chip": Criterion("maps", chip, "what the layer's maps lose in nuclear norm without the channel (channel independence)"),
+    "reconstruction": Criterion("maps", reconstruction, "error of the readers' outputs after the best refit without the channel (OBS)"),
     "random": Criterion("weights", random_order, "drawn at random, seeded: the control"),
 }
 # Activations that are never exactly zero: every map has full rank, and ranks tie.

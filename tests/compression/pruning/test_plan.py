@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from compression.pruning.allocation import Budget, allocate, allowed_widths, measure_damage
+from compression.layers.readers import measure_readers
+from compression.pruning.allocation import Budget, allocate, allowed_widths
 from compression.pruning.costs import macs_cost, params_cost
+from compression.pruning.damage import measure_damage
 from compression.pruning.plan import PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
 from compression.scoring.calibration import Calibration
 from compression.tracing.channels import trace
@@ -449,6 +451,28 @@ def test_sensitivity_takes_the_channels_of_a_layer_that_does_nothing():
     uniform = allocate(s.graph, s.entries, budget_of(s, "macs", 0.6), 1, 1, None)
     assert uniform["stem"] < 16
     assert uniform["c"] < 12
+
+
+def test_after_a_refit_copies_cost_nothing():
+    torch.manual_seed(0)
+    model = Small()
+    half = model.a.out_channels // 2
+    model.b.weight.data *= 5
+    model.a.weight.data[half:] = model.a.weight.data[:half]
+    model.a.bias.data[half:] = model.a.bias.data[:half]
+    s = traced(model, ModelSpec("small", 5, 8))
+    calibration = images(64)
+    orders = {g.name: list(reversed(range(g.size))) for g in s.graph.groups}
+    moments = measure_readers(model, s.graph, (inputs for inputs, _ in calibration.batches()))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    as_cut, refitted = (measure_damage(model, s.graph, s.entries, orders, calibration, found) for found in (None, moments))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    place = [entry[0].name for entry in s.entries].index("a")
+    assert as_cut(place, 0.6) > 1e-4
+    assert refitted(place, 0.6) < 1e-2 * as_cut(place, 0.6)
+    for i in range(len(s.entries)):
+        assert refitted(i, 0.4) <= as_cut(i, 0.4) + 1e-9
+        assert [refitted(i, 1.0), as_cut(i, 1.0)] == [0, 0]
 
 
 def test_sensitivity_keeps_the_budget_too():

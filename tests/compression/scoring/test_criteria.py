@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +141,31 @@ def test_independence_of_a_network():
     model, calibration = Tiny(), images(70, 4)
     maps = model.norm.eval()(model.conv(inputs_of(calibration))).relu().detach().flatten(2)[:64]
     assert values("chip", model, 4, calibration) == pytest.approx(torch.stack([losses(one) for one in maps]).mean(0).tolist(), rel=1e-4)
+
+
+def test_reconstruction_takes_what_others_can_make():
+    """Channel 2 is twice channel 0: one of both goes for nothing, and the readers' error after both is that of channel 0."""
+    model, calibration = Tiny(), images(200, 4)
+    model.eval()
+    model.conv.weight.data[2] = 2 * model.conv.weight.data[0]
+    for name, value in {"weight": 1.5, "bias": 0.25, "running_mean": 0.0, "running_var": 1.0}.items():
+        getattr(model.norm, name).data.fill_(value)
+    model.norm.bias.data[2] = 0.5
+    graph = trace(model, torch.zeros(1, 3, 4, 4))
+    read = model.norm(model.conv(inputs_of(calibration))).relu().mean((2, 3)).detach().double().numpy()
+    y = read @ model.head.weight.detach().double().numpy().T
+    y = centred(y)
+    residuals = [np.linalg.lstsq(centred(read[:, [stays]]), y, rcond=None)[1].sum() for stays in (0, 1)]
+    scored = score("reconstruction", model, graph, calibration, 0).groups["conv"]
+    assert int(scored.order[0]) in (0, 2)
+    found = scored.values[scored.order]
+    assert float(found[0]) < 1e-2
+    assert float(found[1]) == pytest.approx(min(residuals) / (y**2).sum(), abs=2e-2)
+    assert float(found[2]) == pytest.approx(1, abs=2e-2)
+
+
+def centred(values):
+    return values - values.mean(0)
 
 
 NETWORKS = {

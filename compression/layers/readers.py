@@ -1,0 +1,180 @@
+"""What the outputs of the weights that read a channel lose with it, after the best refit of the other channels' weights.
+
+For a matrix W [d, o] whose inputs have the covariance C, the inputs S cost its outputs, at least, a mean squared error of
+
+    tr(W_S^T ((C^-1)_SS)^-1 W_S)
+
+and W - C^-1_:S ((C^-1)_SS)^-1 W_S is the matrix that does it (arXiv:2208.11580, equation 3, for blocks of weights: arXiv:2302.04089).
+A shift of the outputs costs nothing: a bias or the mean of a batch norm takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.layers.calls import LAYERS, ForwardCalls
+from compression.layers.samples import layer_samples
+from compression.tracing.graph import ChannelGraph, ChannelGroup
+from compression.tracing.record import owned_tensors
+from utils.modes import eval_mode
+
+POSITIONS = 64  # outputs of an image that are sampled at most
+DAMPING = 1e-2  # of the covariance's mean diagonal, added to it
+LARGEST = 6144  # inputs of an output: no covariance of more is inverted
+
+
+@dataclass
+class InputMoments:
+    """Sums over the samples x of a weight's inputs, in float64.
+
+    Attributes:
+        gram: of x x^T, [groups, d, d]; of x^2, [groups, d], where there are more than ``LARGEST`` inputs.
+        total: of x, [groups, d].
+        count: of the samples.
+        matrix: the weight, [groups, d, outputs of a group].
+        restore: makes a weight of such a matrix.
+    """
+
+    gram: Tensor
+    total: Tensor
+    count: int
+    matrix: Tensor
+    restore: Callable[[Tensor], Tensor]
+
+    def covariance(self) -> Tensor:
+        """Return the covariance of the inputs, [groups, d, d]; their variances, [groups, d], where there are too many."""
+        mean = self.total / self.count
+        return self.gram / self.count - (mean.square() if self.gram.ndim == 2 else mean.unsqueeze(2) * mean.unsqueeze(1))
+
+
+class _Reading(ForwardCalls):
+    """Adds up the moments of the inputs of some weights."""
+
+    def __init__(self, wanted: Mapping[int, str], seed: int) -> None:
+        super().__init__()
+        self.wanted, self.seed = wanted, seed
+        self.moments: dict[str, InputMoments] = {}
+
+    def on_call(self, number: int, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if func in LAYERS and (name := self.wanted.get(id(args[1]))):
+            samples = layer_samples(func, args, kwargs, POSITIONS, self.seed + number)
+            for _, x in samples.chunks(0, len(args[0])):
+                few = x.shape[2] <= LARGEST
+                found = InputMoments(x.mT @ x if few else x.square().sum(1), x.sum(1), x.shape[1], samples.matrix, samples.restore)
+                if earlier := self.moments.get(name):
+                    earlier.gram += found.gram
+                    earlier.total += found.total
+                    earlier.count += found.count
+                else:
+                    self.moments[name] = found
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def measure_readers(model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, InputMoments]:
+    """Return the moments of the inputs of all weights that read channels of prunable groups, by the weights' names.
+
+    Cost: one forward pass; d^2 numbers for a weight with d inputs of an output.
+
+    Args:
+        model: the network that was traced.
+        batches: normalised inputs, [B, C, H, W].
+        seed: of the positions that are sampled.
+    """
+    names = {member.tensor for group in graph.prunable for member in group.readers}
+    wanted = {key: name for key, (name, _) in owned_tensors(model).items() if name in names}
+    reading, device = _Reading(wanted, seed), next(model.parameters()).device
+    with eval_mode(model):
+        for inputs in batches:
+            reading.number = 0
+            with reading:
+                model(inputs.to(device))
+    return reading.moments
+
+
+class Reader:
+    """A weight while channels that it reads go, one after the other, and the weights of the others make up for them.
+
+    Args:
+        name: of the weight.
+        moments: of its inputs.
+        columns: for each unit the inputs that go with it.
+    """
+
+    def __init__(self, name: str, moments: InputMoments, columns: Sequence[Tensor]) -> None:
+        self.name, self.moments = name, moments
+        covariance = moments.covariance()
+        self.columns = [column.to(covariance.device) for column in columns]
+        self.matrix = moments.matrix.clone()
+        self.spread: Tensor | None = covariance if covariance.ndim == 2 else None  # variances, where there is no inverse
+        if self.spread is None:
+            variance = float((self.matrix * (covariance @ self.matrix)).sum())
+            diagonal = covariance.diagonal(dim1=1, dim2=2)
+            damping = (DAMPING * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + torch.diag_embed(damping.expand_as(diagonal))))
+        else:
+            variance = float((self.spread.unsqueeze(2) * self.matrix.square()).sum())
+        self.variance = max(variance, 1e-30)
+
+    def losses(self, units: Sequence[int]) -> Tensor:
+        """Return what each unit alone costs, as a share of the outputs' variance: float64 [units]."""
+        found = torch.zeros(len(units), dtype=torch.float64)
+        for length in {len(self.columns[unit]) for unit in units} - {0}:
+            places = [place for place, unit in enumerate(units) if len(self.columns[unit]) == length]
+            chosen = torch.stack([self.columns[units[place]] for place in places])
+            rows = self.matrix[:, chosen]  # [groups, units, columns, outputs]
+            if self.spread is not None:
+                costs = self.spread[:, chosen].unsqueeze(3) * rows.square()
+            elif length == 1:
+                costs = rows.square() / self.inverse[:, chosen, chosen].unsqueeze(3)
+            else:
+                costs = rows * torch.linalg.solve(self.inverse[:, chosen.unsqueeze(2), chosen.unsqueeze(1)], rows)
+            found[places] = costs.sum((0, 2, 3)).cpu()
+        return found / self.variance
+
+    def remove_(self, units: Sequence[int]) -> float:
+        """Take units away together, refit the weights of those that are left, and return what that costs, as ``losses``."""
+        gone = torch.cat([self.columns[unit] for unit in units])
+        rows = self.matrix[:, gone]
+        if self.spread is not None:
+            cost = (self.spread[:, gone].unsqueeze(2) * rows.square()).sum()
+        else:
+            columns = self.inverse[:, :, gone]
+            solved = torch.linalg.solve(columns[:, gone], torch.cat([rows, self.inverse[:, gone]], 2))
+            outputs = rows.shape[2]
+            cost = (rows * solved[..., :outputs]).sum()
+            self.matrix -= columns @ solved[..., :outputs]
+            self.inverse -= columns @ solved[..., outputs:]
+            self.inverse[:, gone] = self.inverse[:, :, gone] = 0  # but for rounding they are
+        self.matrix[:, gone] = 0
+        return float(cost) / self.variance
+
+    def refitted(self) -> tuple[Tensor, Tensor]:
+        """Return the weight, zero where units went, and what its outputs' mean has lost, [outputs]."""
+        mean = (self.moments.total / self.moments.count).unsqueeze(1)
+        return self.moments.restore(self.matrix), (mean @ (self.moments.matrix - self.matrix)).flatten()
+
+
+def readers_of(group: ChannelGroup, shapes: Mapping[str, Sequence[int]], moments: Mapping[str, InputMoments]) -> list[Reader]:
+    """Return the weights that read a group's channels and that were measured.
+
+    Args:
+        shapes: of all tensors.
+        moments: of the weights' inputs, by name.
+    """
+    readers = []
+    for member in group.readers:
+        if member.tensor not in moments:
+            continue
+        inputs = moments[member.tensor].matrix.shape[1]
+        taps = inputs // shapes[member.tensor][member.dim]  # positions of the kernel
+        columns: list[list[int]] = [[] for _ in range(group.size)]
+        for position, unit in zip(member.positions.tolist(), member.units.tolist(), strict=True):
+            columns[unit] += range(position * taps, (position + 1) * taps)
+        readers.append(Reader(member.tensor, moments[member.tensor], [torch.tensor(found, dtype=torch.long) for found in columns]))
+    return readers
