@@ -47,7 +47,7 @@ def dry_run(arguments: PruneArguments) -> None:
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
         "max_relative_difference": None,
         "compress_rate": compress_rate_of(arguments, classifier, widths or {}),
-        "criterion": arguments.criterion or default_criterion(classifier.model),
+        "criterion": arguments.criterion or default_criterion(classifier.model, for_budget=not arguments.compress_rate),
         "tied_share": None,
         "rank_seconds": None,
         "groups": classifier.group_rows(widths),
@@ -57,6 +57,8 @@ def dry_run(arguments: PruneArguments) -> None:
         kept = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups}).kept
         results["macs"][1] = before.macs - graph.macs({}) + graph.macs(kept)
         results["params"][1] = graph.params(kept, list(dict(classifier.model.named_parameters())))
+        if not (arguments.compress_rate or arguments.allocation):
+            print("widths are spread evenly here; without --dry-run they are measured: less goes where it costs more")
         print(f"compress_rate {results['compress_rate']}")
         for name in ("params", "macs"):
             dense, narrow = results[name]

@@ -137,7 +137,7 @@ def add_flags(parser: argparse.ArgumentParser, arguments: type[Any], with_defaul
                 "help": meta["help"] + (f" (default: {default})" if default not in ("-", "off") else ""),
             }
             if kind is bool:
-                options["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+                options["action"] = "store_true" if field.default is False else argparse.BooleanOptionalAction
             else:
                 options |= {"type": _reader(kind, field), "metavar": _metavar(field, kind)}
                 if meta["many"]:
@@ -209,7 +209,7 @@ def flag_table(scripts: dict[str, type[Any]]) -> str:
 
 def _table_row(field: dataclasses.Field[Any], kind: type) -> str:
     spellings = [spellings_of(field.name)[0], *(alias for alias in field.metadata["aliases"] if "_" not in alias)]
-    if field.default is True:
+    if kind is bool and field.default is not False:
         spellings.append(spellings[0].replace("--", "--no-", 1))
     value = "" if kind is bool else f"`{_metavar(field, kind)}{' ...' if field.metadata['many'] else ''}`"
     cells = [", ".join(f"`{spelling}`" for spelling in spellings), value, _default(field), field.metadata["help"]]

@@ -66,7 +66,7 @@ def show_timeline(compressor: ClassifierCompressor) -> str:
     assert scheduler is not None
     rate = compressor.run.learning_rate
     rates = [rate.at(epoch + 1 / compressor.run.steps_per_epoch) for epoch in range(arguments.epochs)] if rate else None
-    return timeline(scheduler.schedule, arguments.epochs, arguments.lr0, rates)
+    return timeline(scheduler.schedule, arguments.epochs, compressor.recipe.lr0, rates)
 
 
 def show_summary(compressor: ClassifierCompressor) -> str:

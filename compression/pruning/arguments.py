@@ -33,14 +33,18 @@ class PruneArguments:
     macs: float | None = flag(None, "share of the multiply-adds to keep", metavar="SHARE", group="pruning")
     params: float | None = flag(None, "share of the parameters to keep", metavar="SHARE", group="pruning")
     allocation: str = flag(
-        "uniform", "spread a budget evenly, or where it is measured to cost the least accuracy", choices=ALLOCATIONS, group="pruning"
+        "",
+        "spread a budget evenly, or where it is measured to cost the least (default; a dry run, which measures nothing, spreads evenly)",
+        choices=ALLOCATIONS,
+        group="pruning",
     )
     round_to: int = flag(8, "with a budget: keep multiples of this many channels", metavar="CHANNELS", group="pruning")
     min_channels: int = flag(1, "with a budget: fewest channels to keep in a group", metavar="CHANNELS", group="pruning")
     exclude: tuple[str, ...] = flag((), "name patterns of groups that are not cut", metavar="PATTERN", many=True, group="pruning")
     criterion: str = flag(
         "",
-        f"how channels are scored, by default chosen for the network: {', '.join(CRITERIA)}; list explains them",
+        f"how channels are scored: {', '.join(CRITERIA)}; list explains them; default: reconstruction for a budget, HRank's rank "
+        "(taylor, where activations are never zero) for --compress-rate",
         choices=(*CRITERIA, "list"),
         metavar="CRITERION",
         group="pruning",
@@ -65,6 +69,12 @@ class PruneArguments:
     name: str = shared.name()
     exist_ok: bool = shared.exist_ok()
 
+    @property
+    def measures_damage(self) -> bool:
+        """Whether a budget is spread by what a cut is measured to cost."""
+        by_default = not self.dry_run and not self.compress_rate
+        return self.allocation == "sensitivity" or (not self.allocation and by_default)
+
 
 def check_arguments(arguments: PruneArguments) -> None:
     """Refuse what can't be done before anything is loaded.
@@ -79,7 +89,7 @@ def check_arguments(arguments: PruneArguments) -> None:
         raise UserError("say how much goes: --compress_rate (share of the channels that goes), --macs or --params (share that stays)")
     if arguments.compress_rate:
         parse_rates(arguments.compress_rate)
-        if arguments.allocation != "uniform":
+        if arguments.allocation == "sensitivity":
             raise UserError("--allocation sensitivity is for a budget (--macs or --params); --compress_rate sets the widths itself")
     for name in ("macs", "params"):
         if (share := getattr(arguments, name)) is not None:

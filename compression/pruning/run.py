@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import statistics
 from collections.abc import Mapping
 from copy import deepcopy
@@ -32,7 +33,7 @@ from models.validation import load_for, measure
 from utils import distributed
 from utils.data.splits import ImageData
 from utils.errors import UserError
-from utils.files.checkpoint import FORMAT, VERSION
+from utils.files.checkpoint import FORMAT, VERSION, file_digest
 from utils.measures.profile import example_input, measure_latency, profile
 
 PROOF_IMAGES = 8
@@ -113,7 +114,7 @@ def _score(
     model, graph = classifier.model, classifier.graph
     if arguments.ranks:
         return "rank", score_by_files(arguments.ranks, model, graph)
-    criterion = arguments.criterion or default_criterion(model)
+    criterion = arguments.criterion or default_criterion(model, for_budget=not arguments.compress_rate)
     return criterion, score(criterion, model, graph, calibration, arguments.seed, widths)
 
 
@@ -182,6 +183,7 @@ def _checkpoint(classifier: TracedClassifier, plan: PruningPlan, pruned: TorchBa
     return {
         "spec": pruned.spec.to_dict(),
         "plan": content,
+        "dense": {"path": os.path.abspath(classifier.path), "sha256": file_digest(classifier.path)},
         "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in pruned.model.state_dict().items()},
         "metrics": metrics,
         "arguments": classifier.loaded.checkpoint.get("arguments", {}),

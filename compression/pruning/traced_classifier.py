@@ -28,6 +28,7 @@ class TracedClassifier:
         loaded: the dense network, on the CPU, with its specification.
         entries: the groups of each entry of a compress_rate.
         excluded: groups that stay whole at the user's wish -> the pattern that matched.
+        path: the weights' file; "" without one.
     """
 
     loaded: LoadedClassifier
@@ -35,6 +36,7 @@ class TracedClassifier:
     entries: list[Entry]
     profile: Profile
     excluded: dict[str, str]
+    path: str = ""
 
     @property
     def model(self) -> nn.Module:
@@ -86,7 +88,7 @@ def load_traced(arguments: PruneArguments) -> TracedClassifier:
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
     measured = profile(loaded.model, spec)
     graph = trace(loaded.model, example_input(loaded.model, spec))
-    return TracedClassifier(loaded, graph, entries_of(graph, spec.name), measured, _excluded(graph, arguments.exclude))
+    return TracedClassifier(loaded, graph, entries_of(graph, spec.name), measured, _excluded(graph, arguments.exclude), arguments.weights)
 
 
 def _excluded(graph: ChannelGraph, patterns: Sequence[str]) -> dict[str, str]:

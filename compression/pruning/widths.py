@@ -29,7 +29,7 @@ def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifie
     if arguments.compress_rate:
         widths = widths_of_rates(classifier.entries, arguments.compress_rate)
         return {group.name: widths[group.name] for entry in classifier.cuttable for group in entry}
-    if arguments.allocation != "uniform" or (arguments.macs is None and arguments.params is None):
+    if arguments.measures_damage or (arguments.macs is None and arguments.params is None):
         return None
     budget = budget_of(arguments, classifier)
     return allocate(classifier.graph, classifier.cuttable, budget, arguments.round_to, arguments.min_channels, None)

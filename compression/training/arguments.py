@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from compression.distillation.arguments import DistillationArguments
 from compression.quantizers.clipping import CLIPS
 from compression.statistics.summaries import SUMMARIES
+from compression.training.recipes import RECIPES
 from models.quantized.numbers import MODES
 from utils.arguments import check_at_least, flag, shared
 from utils.data.caching import CACHES
@@ -22,7 +23,7 @@ GRIDS = f"{{{','.join(MODES)}}}"  # no choices, since --qe-mode also accepts Dis
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Flags of a training run: those of YOLOv5, under its names and with its defaults, and our own."""
+    """Flags of a training run: those of YOLOv5, under its names, and our own."""
 
     model: str = flag(
         "",
@@ -56,18 +57,29 @@ class RunArguments:
     epochs: int = flag(10, "passes over the training images", group="training")
     batch_size: int = flag(64, "images per batch, over all processes", "--batch", group="training")
     accumulate: int = flag(1, "batches whose gradients are added up for one optimizer step", group="training")
-    optimizer: str = flag("Adam", "optimizer", choices=OPTIMIZERS, group="training")
-    lr0: float = flag(1e-3, "initial learning rate", metavar="RATE", group="training")
-    lrf: float = flag(0.01, "final learning rate, as a share of lr0", metavar="SHARE", group="training")
-    cos_lr: bool = flag(False, "lower the learning rate along a cosine instead of a line", group="training")
-    warmup_epochs: float = flag(0.0, "epochs over which the learning rate rises from 0", metavar="EPOCHS", group="training")
-    momentum: float = flag(0.9, "momentum of SGD and RMSProp, beta1 of Adam and AdamW", group="training")
-    decay: float = flag(5e-5, "weight decay; biases and norms have none", "--weight-decay", group="training")
-    label_smoothing: float = flag(0.1, "share of the target that is spread over all classes", metavar="SHARE", group="training")
+    recipe: str = flag(
+        "",
+        "values of the flags below that are not given: for training (default), for weights that were trained (default with --weights), "
+        "or YOLOv5's own",
+        choices=RECIPES,
+        group="training",
+    )
+    optimizer: str | None = flag(None, "optimizer; default: the recipe's", choices=OPTIMIZERS, group="training")
+    lr0: float | None = flag(None, "highest learning rate; default: the recipe's", metavar="RATE", group="training")
+    lrf: float | None = flag(None, "final learning rate, as a share of lr0; default: the recipe's", metavar="SHARE", group="training")
+    cos_lr: bool | None = flag(None, "lower the learning rate along a cosine instead of a line; default: the recipe's", group="training")
+    warmup_epochs: float | None = flag(
+        None, "epochs over which the learning rate rises from 0; default: the recipe's", metavar="EPOCHS", group="training"
+    )
+    momentum: float | None = flag(None, "momentum of SGD and RMSProp, beta1 of Adam and AdamW; default: the recipe's", group="training")
+    decay: float | None = flag(None, "weight decay; biases and norms have none; default: the recipe's", "--weight-decay", group="training")
+    label_smoothing: float | None = flag(
+        None, "share of the target that is spread over all classes; default: the recipe's", metavar="SHARE", group="training"
+    )
     dropout: float | None = flag(None, "probability of all dropout layers; default: the network's own", metavar="P", group="network")
     patience: int = flag(0, "stop after this many epochs without improvement; 0: never", metavar="EPOCHS", group="training")
 
-    augment: str | None = flag(None, "augmentation preset; default: the data set's own", choices=PRESETS, group="data")
+    augment: str | None = flag(None, "augmentation preset; default: the recipe's", choices=PRESETS, group="data")
     fliplr: float | None = flag(None, "probability of a horizontal flip; default: the data set's own", metavar="P", group="data")
     auto_augment: str | None = flag(None, "TrivialAugment or RandAugment; default: the preset's", choices=POLICIES, group="data")
     erasing: float | None = flag(None, "probability of random erasing; default: the preset's", metavar="P", group="data")
@@ -89,6 +101,9 @@ class RunArguments:
     )
     refit: bool = flag(True, "with --ranks: fit the narrow network's weights to the dense network's outputs", group="pruning")
 
+    distill: bool = flag(
+        True, "distil a pruned network from the dense one that its file names, if there is no other teacher", group="distillation"
+    )
     device: str = shared.device()
     amp: bool = flag(True, "mixed precision: bf16 where the device supports it, else fp16 on CUDA", group="training")
     ema: bool = flag(True, "validate and save a moving average of the weights", group="training")

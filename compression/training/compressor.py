@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from compression.schedule.schedule import Schedule
 from compression.schedule.scheduler import CompressionScheduler
 from compression.training.arguments import TrainArguments
 from compression.training.data_feed import DataFeed, Loaders
+from compression.training.dense_teacher import with_dense_teacher
 from compression.training.reporting import reports_of
 from compression.training.resuming import inference_state, open_run, restore_, training_state
 from compression.training.schedule import requested_schedule
@@ -72,14 +73,16 @@ class ClassifierCompressor:
         make_repeatable(arguments.seed, arguments.deterministic)
 
         setup = set_up(arguments, checkpoint)
-        self.arguments, self.data, self.notes = setup.arguments, setup.data, setup.network.notes
+        self.arguments, self.recipe, self.data, self.notes = setup.arguments, setup.recipe, setup.data, setup.network.notes
         self.precision = Precision.choose(self.device, arguments.amp)
         self.profile = profile(setup.network.model, setup.network.spec)
         self.model = self._on_device(setup.network.model)
         frozen = FrozenNorms(freeze_(self.model, arguments.freeze))  # before the optimizer and DDP look at what trains
         self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
 
-        schedule = requested_schedule(self.arguments, self.model, self.directory.path / SCHEDULE if self.directory else None)
+        schedule = self._schedule(setup.network.dense)
+        if schedule and schedule.of("lr_scheduler") and not checkpoint and (arguments.cos_lr or arguments.warmup_epochs):
+            self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs have no effect")
         self.run = self._make_run(setup.network, schedule)
         self.scheduler = CompressionScheduler(schedule, self.run, self.feed.calibration) if schedule else None
         self.history = History(None, self._keep_best, self.scheduler.target_reached if self.scheduler else lambda _: True)
@@ -95,24 +98,32 @@ class ClassifierCompressor:
         """What the network is."""
         return self.run.spec
 
+    def _schedule(self, dense: Mapping[str, Any] | None) -> Schedule | None:
+        """Return the schedule that the flags ask for; a pruned network without a teacher gets the dense one that it names."""
+        copy = self.directory.path / SCHEDULE if self.directory else None
+        schedule = requested_schedule(self.arguments, self.model, copy)
+        if not dense or not self.arguments.distill or self.arguments.looks_only or (schedule and schedule.of("distiller")):
+            return schedule
+        self.arguments, note = with_dense_teacher(self.arguments, dense)
+        self.notes.append(note)
+        return requested_schedule(self.arguments, self.model, copy)
+
     def _on_device(self, model: nn.Module) -> nn.Module:
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronised = distributed.world_size() > 1 and self.arguments.sync_bn
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model
 
     def _make_run(self, network: Network, schedule: Schedule | None) -> Run:
-        arguments = self.arguments
-        rate: LearningRate | None = LearningRate(arguments.lr0, arguments.lrf, arguments.epochs, arguments.warmup_epochs, arguments.cos_lr)
+        arguments, recipe = self.arguments, self.recipe
+        rate: LearningRate | None = LearningRate(recipe.lr0, recipe.lrf, arguments.epochs, recipe.warmup_epochs, recipe.cos_lr)
         if schedule and schedule.of("lr_scheduler"):
             rate = None
-            if arguments.cos_lr or arguments.warmup_epochs:
-                self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs have no effect")
         run = Run(
             model=self.model,
             spec=network.spec,
             plan=network.plan,
             ema=EMA(self.model) if arguments.ema else None,
-            optimizer=make_optimizer(self.model, arguments.optimizer, arguments.lr0, arguments.momentum, arguments.decay),
+            optimizer=make_optimizer(self.model, recipe.optimizer, recipe.lr0, recipe.momentum, recipe.decay),
             learning_rate=rate,
             precision=self.precision,
             batches=self.feed.batches,
@@ -130,7 +141,7 @@ class ClassifierCompressor:
         return run
 
     def _criterion(self, num_classes: int) -> nn.Module:
-        smoothing, weight = self.arguments.label_smoothing, None
+        smoothing, weight = self.recipe.label_smoothing, None
         if not 0 <= smoothing < 1:
             raise UserError(f"label-smoothing is {smoothing}; it must lie in [0, 1)")
         if self.arguments.balance == "weights":
@@ -211,8 +222,8 @@ class ClassifierCompressor:
         lines = [
             f"model  {self.spec.name}: {self.profile.params:,} parameters, {self.profile.macs / 1e6:,.2f} M multiply-adds "
             f"at {self.spec.imgsz} px (counted by {self.profile.source})",
-            f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {arguments.augment}",
-            f"device {self.device}{processes}, {self.precision}, {arguments.optimizer} lr0 {arguments.lr0:g}",
+            f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {self.recipe.augment}",
+            f"device {self.device}{processes}, {self.precision}, {self.recipe.optimizer} lr0 {self.recipe.lr0:g}",
             *(f"note   {note}" for note in self.notes),
             *(f"schedule {line}" for line in (self.scheduler.describe() if self.scheduler else [])),
         ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from compression.pruning.recovery import Recovery, recover_
 from compression.scoring.calibration import sample
 from compression.scoring.criteria import score_by_files
 from compression.training.arguments import TrainArguments
+from compression.training.recipes import Recipe, choose_recipe
 from models.loading import WeightsFile, build_as, check_name, read_weights
 from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
 from models.networks.widths import group_counts
@@ -44,6 +46,7 @@ class Network:
         plan: which channels of the dense network are left, where some were cut; the run's checkpoints keep it.
         notes: what was mended or assumed on the way.
         fresh_norms: whether batch norms have no statistics yet that fit: the network is new, or was cut.
+        dense: "path" and "sha256" of the dense network's file, where the weights were cut from one with the same classes.
     """
 
     spec: ModelSpec
@@ -51,13 +54,15 @@ class Network:
     plan: dict[str, Any] | None
     notes: list[str]
     fresh_norms: bool
+    dense: Mapping[str, Any] | None = None
 
 
 @dataclass
 class Setup:
-    """What a run starts from; in ``arguments`` the values of the data set and the weights are filled in."""
+    """What a run starts from; in ``arguments`` the values of the recipe, the data set and the weights are filled in."""
 
     arguments: TrainArguments
+    recipe: Recipe
     data: ImageData
     augmentation: Augmentation
     network: Network
@@ -77,15 +82,17 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     spec, notes = network.spec, network.notes
     if checkpoint or set(spec.class_names) == set(data.class_names):
         data = data.for_classes(spec.class_names)
-    preset = arguments.augment or data.augment
+    trained = bool(arguments.weights or arguments.pretrained)
+    recipe = choose_recipe(arguments.recipe or ("finetune" if trained else "default"), vars(arguments), data.augment, spec.imgsz)
     fliplr = data.fliplr if arguments.fliplr is None else arguments.fliplr
-    augment = augmentation(preset, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
+    augment = augmentation(recipe.augment, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
     if arguments.cache:
         data = _cached(data, arguments.cache, spec, notes)
     if data.unreadable:
         notes.append(f"{len(data.unreadable)} images can't be read and are skipped; unreadable.txt in the run's folder lists them")
-    resolved = replace(_with_absolute_paths(arguments), imgsz=spec.imgsz, channels=spec.channels, augment=preset, fliplr=fliplr, resume="")
-    return Setup(resolved, data, augment, network)
+    filled = {**asdict(recipe), "imgsz": spec.imgsz, "channels": spec.channels, "fliplr": fliplr}
+    resolved = replace(_with_absolute_paths(arguments), resume="", **filled)
+    return Setup(resolved, recipe, data, augment, network)
 
 
 def make_repeatable(seed: int, deterministic: bool) -> None:
@@ -178,7 +185,8 @@ def _with_weights(spec: ModelSpec, trained: ModelSpec, file: WeightsFile) -> Net
     if file.spec is None and as_many:
         notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
     plan = file.checkpoint.get("plan")
-    return Network(spec, model, plan, notes, fresh_norms=bool(plan))
+    dense = file.checkpoint.get("dense") if as_many and not other_classes else None
+    return Network(spec, model, plan, notes, fresh_norms=bool(plan), dense=dense)
 
 
 def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Network:

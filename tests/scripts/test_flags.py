@@ -75,7 +75,7 @@ def test_help_shows_the_choices_of_closed_sets():
         (
             "train.py",
             "--kd-teecher x",
-            "unknown flag --kd-teecher. Did you mean '--kd-teacher'? Flags of distillation: --kd-",
+            "unknown flag --kd-teecher. Did you mean '--kd-teacher'? Flags of distillation: --distill, --kd-",
         ),
         ("train.py", "--val_fraction much", "--val-fraction is 'much'; it must be a number"),
         ("train.py", "yolov5n-cls", "'yolov5n-cls' follows no flag"),

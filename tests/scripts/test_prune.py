@@ -221,7 +221,7 @@ def test_every_file_of_a_run_is_there_and_right(script, tmp_path, monkeypatch):
 def test_a_refit_gives_back_most_of_what_the_cut_took(script, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning_report, "plot_scores", lambda *_: None)
     monkeypatch.setattr(pruning_report, "plot_widths", lambda *_: None)
-    flags = ("--weights", DIGITS, "--macs", 0.5, "--workers", 0, "--images", 96)
+    flags = ("--weights", DIGITS, "--macs", 0.5, "--criterion", "rank", "--workers", 0, "--images", 96)
     done = script("prune.py", *flags)
     assert done.code == 0, done.err
     results = read_json(tmp_path / "runs/prune/exp/results.json")
@@ -252,7 +252,9 @@ def test_a_refit_needs_some_images(prune, dense):
 
 
 def test_same_seed_same_bits_and_another_seed_another_cut(prune, dense):
-    first, second, other = (prune(dense["resnet"], "--macs", 0.6, "--criterion", "random", "--seed", seed) for seed in (1, 1, 2))
+    first, second, other = (
+        prune(dense["resnet"], "--macs", 0.6, "--criterion", "random", "--allocation", "uniform", "--seed", seed) for seed in (1, 1, 2)
+    )
     assert same_state(first[1]["state_dict"], second[1]["state_dict"])
     timed = ("latency_ms", "rank_seconds", "steps")
     assert {k: v for k, v in first[0].items() if k not in timed} == {k: v for k, v in second[0].items() if k not in timed}
@@ -264,7 +266,7 @@ def test_same_seed_same_bits_and_another_seed_another_cut(prune, dense):
 
 
 def test_budgets_are_kept_and_the_equivalent_rates_reported(prune, dense):
-    results, _, plan, _ = prune(dense["resnet"], "--params", 0.5, "--round-to", 1)
+    results, _, plan, _ = prune(dense["resnet"], "--params", 0.5, "--round-to", 1, "--criterion", "rank")
     assert 0.49 <= results["params"][1] / results["params"][0] <= 0.5
     again = prune(dense["resnet"], "--compress-rate", results["compress_rate"])
     assert again[2] == plan
@@ -276,12 +278,16 @@ def test_budgets_are_kept_and_the_equivalent_rates_reported(prune, dense):
 
 
 def test_a_budget_by_sensitivity(prune, dense):
-    results, *_ = prune(dense["yolo"], "--macs", 0.5, "--round-to", 1, "--allocation", "sensitivity")
+    results, *_ = prune(dense["yolo"], "--macs", 0.5, "--round-to", 1)
     assert results["macs"][1] <= 0.5 * results["macs"][0]
-    uniform, *_ = prune(dense["yolo"], "--macs", 0.5, "--round-to", 1)
+    uniform, *_ = prune(dense["yolo"], "--macs", 0.5, "--round-to", 1, "--allocation", "uniform")
     assert kept(results) != kept(uniform)
-    # Ranks need exact zeros, which SiLU has not: the default is another.
-    assert (results["criterion"], uniform["criterion"]) == ("taylor", "taylor")
+    assert results["criterion"] == uniform["criterion"] == "reconstruction"
+
+
+def test_a_compress_rate_is_hranks_and_takes_ranks_where_they_do_not_tie(prune, dense):
+    # Ranks need exact zeros, which SiLU has not.
+    assert [prune(dense[name], "--compress_rate", 0.3)[0]["criterion"] for name in ("resnet", "yolo")] == ["rank", "taylor"]
 
 
 def test_what_is_excluded_stays_whole(prune, dense):
@@ -324,7 +330,7 @@ def test_criteria_that_need_images(prune, dense, criterion):
 def test_a_pruned_network_is_pruned_again_and_its_file_loads(prune, dense, tmp_path, script, photos):
     prune(dense["resnet"], "--compress_rate", "0.3")
     first = tmp_path / "runs/prune/exp/weights/pruned.pt"
-    results, content, plan, _ = prune(first, "--macs", 0.5, "--round-to", 1)
+    results, content, plan, _ = prune(first, "--macs", 0.5, "--round-to", 1, "--allocation", "uniform")
     assert results["macs"][0] == read_tensor_file(first)["metrics"]["macs"]
     assert content["plan"]["before"] == read_tensor_file(first)["plan"]
     assert {name: plan["sizes"][name] for name in ("conv1", "layer3.0.conv1")} == {"conv1": 11, "layer3.0.conv1": 44}
@@ -397,10 +403,13 @@ def test_a_dry_run_without_an_amount_and_one_whose_widths_need_images(script, tm
 
 
 def test_a_dry_run_tells_what_a_run_does(script, prune, dense, tmp_path):
-    flags = ("--params", 0.6, "--exclude", "layer2.*.conv1")
+    flags = ("--params", 0.6, "--exclude", "layer2.*.conv1", "--allocation", "uniform")
     assert script("prune.py", "--dry-run", "--weights", dense["resnet"], "--json", "out.json", *flags).code == 0
     told, (done, *_) = read_json(tmp_path / "out.json"), prune(dense["resnet"], *flags)
     assert all(told[key] == done[key] for key in ("params", "macs", "compress_rate", "criterion", "groups"))
+    # The run would measure where to cut; a dry run measures nothing, and says so.
+    evenly = script("prune.py", "--dry-run", "--weights", dense["resnet"], *flags[:-2])
+    assert "widths are spread evenly here; without --dry-run they are measured" in evenly.out
 
 
 class LastStay(torch.nn.Module):
@@ -636,7 +645,7 @@ def test_a_full_disk_leaves_no_folder(script, photos, dense, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(pruning_report, "save_ranks", fail)
-    done = script("prune.py", "--weights", dense["resnet"], "--data", photos, "--workers", 0, "--images", 8, "--macs", 0.5)
+    done = script("prune.py", "--weights", dense["resnet"], "--data", photos, "--workers", 0, "--images", 8, "--compress_rate", 0.5)
     assert done.code == 2
     assert "the disk is full" in done.err
     assert list((tmp_path / "runs/prune").iterdir()) == []

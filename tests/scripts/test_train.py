@@ -45,7 +45,7 @@ def test_a_run_learns_and_leaves_every_file_and_val_repeats_its_numbers(script, 
         assert cv2.imread(str(run / name)).std() > 5, name
     assert list(run.glob("events.out.tfevents*"))
     recorded = yaml.safe_load((run / "opt.yaml").read_text())
-    assert (recorded["imgsz"], recorded["channels"], recorded["augment"]) == (16, 3, "default")
+    assert (recorded["imgsz"], recorded["channels"], recorded["augment"]) == (16, 3, "light")
     assert "python val.py --weights runs/train/exp/weights/best.pt" in done.out
     assert not list(tmp_path.rglob("*.tmp"))
 

@@ -156,7 +156,7 @@ class ImageData:
     splits: dict[str, Split]
     imgsz: int | None = None
     channels: int = 3
-    augment: str = "default"
+    augment: str = ""
     fliplr: float = 0.5
     unreadable: list[str] = field(default_factory=list)
 

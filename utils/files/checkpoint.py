@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import secrets
@@ -77,6 +78,12 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         if not any(words in str(error) for words in ("PytorchStreamWriter", "unexpected pos", "iostream error")):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensor_file(path: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,12 +15,22 @@ from utils.errors import UserError, unknown
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
-# name -> (class, what --momentum means to it, whether torch has a fused form)
-OPTIMIZERS: dict[str, tuple[type[Optimizer], Callable[[float], dict[str, Any]], bool]] = {
-    "SGD": (torch.optim.SGD, lambda m: {"momentum": m, "nesterov": m > 0}, True),
-    "Adam": (torch.optim.Adam, lambda m: {"betas": (m, 0.999)}, True),
-    "AdamW": (torch.optim.AdamW, lambda m: {"betas": (m, 0.999)}, True),
-    "RMSProp": (torch.optim.RMSprop, lambda m: {"momentum": m}, False),
+
+class OptimizerKind(NamedTuple):
+    """An optimizer: its class, what --momentum means to it, whether torch has a fused form; a rate and a decay that suit it."""
+
+    kind: type[Optimizer]
+    options: Callable[[float], dict[str, Any]]
+    has_fused: bool
+    lr0: float
+    decay: float
+
+
+OPTIMIZERS = {
+    "SGD": OptimizerKind(torch.optim.SGD, lambda m: {"momentum": m, "nesterov": m > 0}, True, 0.05, 5e-4),
+    "Adam": OptimizerKind(torch.optim.Adam, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 5e-5),
+    "AdamW": OptimizerKind(torch.optim.AdamW, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 0.05),
+    "RMSProp": OptimizerKind(torch.optim.RMSprop, lambda m: {"momentum": m}, False, 1e-3, 5e-5),
 }
 
 
@@ -49,9 +59,9 @@ def make_optimizer(model: nn.Module, name: str, lr0: float, momentum: float, dec
     ]
     if not groups:
         raise UserError("every parameter is frozen; there is nothing to train")
-    optimizer_class, options, has_fused = OPTIMIZERS[name]
-    extra: dict[str, Any] = {"fused": True} if has_fused and next(model.parameters()).device.type in ("cpu", "cuda") else {}
-    return optimizer_class(groups, lr=lr0, **options(momentum), **extra)  # type: ignore[call-arg]
+    chosen = OPTIMIZERS[name]
+    extra: dict[str, Any] = {"fused": True} if chosen.has_fused and next(model.parameters()).device.type in ("cpu", "cuda") else {}
+    return chosen.kind(groups, lr=lr0, **chosen.options(momentum), **extra)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,10 @@ def score(
     return replace(scored, seconds=time.perf_counter() - start)
 
 
-def default_criterion(model: nn.Module) -> str:
-    """Return the criterion for a network: "rank" needs activations with exact zeros."""
+def default_criterion(model: nn.Module, for_budget: bool) -> str:
+    """Return the criterion for a network: the best for a budget; for a compress_rate HRank's, which needs activations with exact zeros."""
+    if for_budget:
+        return "reconstruction"
     return "taylor" if any(isinstance(module, WITHOUT_ZEROS) for module in model.modules()) else "rank"
 
 
