@@ -45,6 +45,7 @@ def dry_run(arguments: PruneArguments) -> None:
         "params": [before.params, None],
         "macs": [before.macs, None],
         **{key: [None, None] for key in ("top1", "latency_ms", "bytes")},
+        "labels": None,
         "max_relative_difference": None,
         "compress_rate": compress_rate_of(arguments, classifier, widths or {}),
         "criterion": arguments.criterion or default_criterion(classifier.model, for_budget=not arguments.compress_rate),
@@ -90,10 +91,11 @@ def prune(arguments: PruneArguments) -> None:
     )
     for name, top1 in results["controls"].items():
         print(f"control {name:<15}top-1 {top1:.2%}")
+    data = arguments.data if results["labels"] == "data set" else "FOLDER"
     print(
         f"results in {directory.path}\n"
-        f"next: python train.py --weights {checkpoint} --data {arguments.data}\n"
-        f"      python val.py --weights {checkpoint} --data {arguments.data}"
+        f"next: python train.py --weights {checkpoint} --data {data}\n"
+        f"      python val.py --weights {checkpoint} --data {data}"
     )
 
 

@@ -67,7 +67,7 @@ def comparison_text(results: Mapping[str, Any]) -> str:
     rows = (
         ("parameters", "params", lambda v: f"{v:,}"),
         ("multiply-adds", "macs", lambda v: f"{v:,}"),
-        ("top-1 (val)", "top1", lambda v: f"{v:.2%}"),
+        (_accuracy(results), "top1", lambda v: f"{v:.2%}"),
         ("latency, batch 1, ms", "latency_ms", lambda v: f"{v:.2f}"),
         ("bytes", "bytes", lambda v: f"{v:,}"),
     )
@@ -78,8 +78,12 @@ def comparison_text(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _accuracy(results: Mapping[str, Any]) -> str:
+    return "top-1 (val)" if results["labels"] == "data set" else "agreement (val)"
+
+
 def steps_text(results: Mapping[str, Any]) -> str:
     """Return the accuracy after each step of the run: the cut, the refit, batch norm measured again."""
-    lines = [f"{'step':<22}{'top-1 (val)':>16}{'seconds':>16}", f"{'dense':<22}{results['top1'][0]:>16.2%}{'':>16}"]
+    lines = [f"{'step':<22}{_accuracy(results):>16}{'seconds':>16}", f"{'dense':<22}{results['top1'][0]:>16.2%}{'':>16}"]
     lines += [f"{step['name']:<22}{step['top1']:>16.2%}{step['seconds']:>16.1f}" for step in results["steps"]]
     return "\n".join(line.rstrip() for line in lines)

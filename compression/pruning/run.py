@@ -23,6 +23,7 @@ from compression.pruning.recovery import Recovery, recover_
 from compression.pruning.refit import HELD_OUT
 from compression.pruning.surgery import shrink_
 from compression.pruning.traced_classifier import TracedClassifier, load_traced
+from compression.pruning.unlabelled import images_without_labels, labelled_by
 from compression.pruning.widths import choose_plan, compress_rate_of, widths_before_scoring
 from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import default_criterion, score, score_by_files
@@ -73,7 +74,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
         raise _nothing_to_cut()
     dense = TorchBackend(replace(classifier.loaded, model=deepcopy(classifier.model)), device)
     with distributed.main_first():  # which downloads
-        data = load_for(dense, arguments.data, "val", None, None, arguments.download)
+        data, labels = _load(arguments, dense)
     classifier.loaded.spec = dense.spec  # the data may have named the classes
     calibration = sample(data.split("train"), dense.spec, arguments.images, arguments.batch_size, arguments.seed)
     criterion, scored = _score(arguments, classifier, calibration, widths)
@@ -88,6 +89,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     checkpoint = _checkpoint(classifier, plan, pruned, {name: results[name][1] for name in ("top1", "params", "macs")})
     results |= {
         "bytes": [_bytes(_dense_checkpoint(classifier, checkpoint)), _bytes(checkpoint)],
+        "labels": labels,
         "max_relative_difference": difference,
         "compress_rate": compress_rate_of(arguments, classifier, widths),
         "criterion": criterion,
@@ -101,6 +103,16 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     if arguments.refit and len(calibration) < HELD_OUT:
         notes.append(f"not refitted: that takes at least {HELD_OUT} images, and there are {len(calibration)}")
     return PruningOutcome(classifier, plan, scored, checkpoint, results, notes)
+
+
+def _load(arguments: PruneArguments, dense: TorchBackend) -> tuple[ImageData, str]:
+    """Return the data and whose labels they have: without class folders those of the dense network."""
+    if files := images_without_labels(arguments.data):
+        data = labelled_by(dense, files, arguments.data, arguments.images, arguments.batch_size, arguments.seed)
+        sizes = f"{len(data.split('train'))} images to score and refit on, {len(data.split('val'))} held out"
+        dense.notes.append(f"{arguments.data} has no class folders: {sizes}; accuracy is agreement with the dense network")
+        return data, "dense network"
+    return load_for(dense, arguments.data, "val", None, None, arguments.download), "data set"
 
 
 def _nothing_to_cut() -> UserError:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from utils.spec import ModelSpec
 
 DIGITS = ROOT / "weights/digits.pt"
 KEYS = [
-    "params", "macs", "top1", "latency_ms", "bytes", "max_relative_difference",
+    "params", "macs", "top1", "latency_ms", "bytes", "labels", "max_relative_difference",
     "compress_rate", "criterion", "tied_share", "rank_seconds", "groups", "steps",
 ]  # fmt: skip
 # Groups: model.0 (16); model.1: cv1 (8), m.0.cv1 (8), cv2 (8), cv3 (16); model.2 (40)
@@ -243,6 +244,37 @@ def test_a_refit_gives_back_most_of_what_the_cut_took(script, tmp_path, monkeypa
         compressor = ClassifierCompressor(arguments)
         assert any(note.startswith("refitted on 96 training images, in ") for note in compressor.notes) == refit
         assert (compressor.validate().top1 > 0.9) == refit
+
+
+def test_images_without_labels_are_enough(script, tmp_path, photos, dense, monkeypatch):
+    monkeypatch.setattr(pruning_report, "plot_scores", lambda *_: None)
+    monkeypatch.setattr(pruning_report, "plot_widths", lambda *_: None)
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    for path in photos.rglob("train/*/*.*"):
+        shutil.copy(path, folder / f"{path.parent.name}_{path.name}")
+    (folder / "notes.txt").write_text("no image")
+    done = script("prune.py", "--weights", dense["resnet"], "--data", folder, "--workers", 0, "--images", 20, "--macs", 0.6)
+    assert done.code == 0, done.err
+    results = read_json(tmp_path / "runs/prune/exp/results.json")
+    # 36 images: a fifth is held out, of the others as many as --images says are used
+    assert f"{folder} has no class folders: 20 images to score and refit on, 7 held out" in done.out
+    assert results["labels"] == "dense network"
+    assert results["top1"][0] == 1  # the dense network agrees with itself
+    assert results["top1"][1] * 7 == pytest.approx(round(results["top1"][1] * 7))
+    assert [step["name"] for step in results["steps"]][:2] == ["cut", "refitted"]
+    assert "agreement (val)" in done.out
+    assert "top-1" not in done.out
+    assert "--data FOLDER" in done.out
+
+
+def test_one_image_without_labels_is_too_few(script, tmp_path, photos, dense):
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    shutil.copy(next(photos.rglob("train/*/*.png")), folder)
+    done = script("prune.py", "--weights", dense["resnet"], "--data", folder, "--workers", 0, "--macs", 0.6)
+    assert done.code == 2
+    assert "has 1 readable image(s); at least two are needed" in done.err
 
 
 def test_a_refit_needs_some_images(prune, dense):
