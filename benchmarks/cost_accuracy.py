@@ -1,9 +1,14 @@
-"""Test accuracy of a network that is cut and not trained: as cut, with batch norm measured again, refitted, and both.
+"""Accuracy at a cost: networks that are cut to a share of their multiply-adds, at once and after fine-tuning, beside peers and controls.
 
-python -m benchmarks.cost_accuracy --data FOLDER --weights CHECKPOINT --imgsz 32 --out FILE
+python -m benchmarks.cost_accuracy --data FOLDER --weights DENSE ... --out FILE
 
-The images to score and refit on come from train, without their labels. Nothing is selected on test: what prune.py would keep is
-the row's "kept". Cases that the file of --out has already are not repeated.
+Each method cuts the same dense checkpoint to the same share by one counter; every cut is fine-tuned by the same recipe
+(train.py's own for pruned files, with the dense network as its teacher), for 0, 1 and 6 epochs, each a run of its own. Reported is
+the last epoch's test accuracy. Nothing is selected on test: Torch-Pruning's importance and scope are those that are best on the
+validation images. An epoch is a fixed share of the training images, drawn anew each time, for all rows alike. Cases that the file
+of --out has already are not repeated, and it grows with each.
+
+Controls: a cut at random, refitted and not; the same narrow network from scratch; the dense network trained as many epochs more.
 """
 
 from __future__ import annotations
@@ -11,107 +16,186 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
+import subprocess
+import sys
 import time
-from copy import deepcopy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.peers import IMPORTANCES, cut_by_torch_pruning
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.arguments import PruneArguments
 from compression.pruning.recalibration import recalibrate_
-from compression.pruning.recovery import Recovery, recover_
-from compression.pruning.surgery import shrink_
-from compression.pruning.traced_classifier import TracedClassifier, load_traced
-from compression.pruning.widths import choose_plan, widths_before_scoring
+from compression.pruning.traced_classifier import load_traced
 from compression.scoring.calibration import Calibration, sample
-from compression.scoring.criteria import score
-from utils.data.datasets import load_data
-from utils.data.splits import ImageData
+from utils.data.datasets import load_data, with_validation
+from utils.files.checkpoint import read_tensor_file, save_checkpoint
+from utils.measures.profile import count_macs
 
-KEY = ("network", "macs_budget", "criterion", "allocation", "seed")
+ROOT = Path(__file__).resolve().parent.parent
+KEY = ("network", "method", "budget", "seed", "epochs")
+# Flags of prune.py. The first is what it does without any, but that it may keep any number of channels, as Torch-Pruning does.
+CUTS = {
+    "default": [],
+    "random, refitted": ["--criterion", "random", "--allocation", "uniform"],
+    "random": ["--criterion", "random", "--allocation", "uniform", "--no-refit"],
+    "l1": ["--criterion", "l1", "--allocation", "uniform"],
+    "taylor": ["--criterion", "taylor", "--allocation", "uniform"],
+    "rank": ["--criterion", "rank", "--allocation", "uniform"],
+    "reconstruction": ["--criterion", "reconstruction", "--allocation", "uniform"],
+    "taylor, measured": ["--criterion", "taylor", "--allocation", "sensitivity"],
+    "rank, measured": ["--criterion", "rank", "--allocation", "sensitivity"],
+}
+PEER, SCRATCH, DENSE = "torch-pruning", "from scratch", "dense, trained more"
+METHODS = (*CUTS, PEER, SCRATCH, DENSE)
+PADDED = re.compile(r"resnet(20|32|44|56|110)")  # shortcuts of option A, which Torch-Pruning can't cut
+TUNED = ("default", "random, refitted", "random", PEER, SCRATCH, DENSE)  # the others are measured as they are cut
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: a dense network's file, cut by a method to a budget, fine-tuned."""
+
+    weights: Path
+    network: str
+    method: str
+    budget: float
+    seed: int
+    epochs: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in KEY}
+
+    def folder(self, options: argparse.Namespace) -> Path:
+        return Path(options.project) / f"{self.network}-{self.method.replace(', ', '-').replace(' ', '-')}-{self.budget}-{self.seed}"
+
+
+def run_once(script: str, folder: Path, *arguments: object) -> dict[str, Any]:
+    """Run one of the scripts, unless its results are in the folder already, and return them."""
+    if not (folder / "results.json").exists():
+        command = [str(ROOT / script), *map(str, arguments), "--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def top1_on_test(checkpoint: Path, data: str, folder: Path) -> float:
+    """Measure a checkpoint on the test split."""
+    return float(run_once("val.py", folder, "--weights", checkpoint, "--data", data, "--split", "test")["top1"])
+
+
+def cut(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Cut the dense network by a method of ours; return the file and what to report of it."""
+    folder = case.folder(options) / "cut"
+    flags = ["--macs", case.budget, "--round-to", 1, "--seed", case.seed, "--images", options.images, *CUTS[case.method]]
+    begin = time.perf_counter()
+    results = run_once("prune.py", folder, "--weights", case.weights, "--data", options.data, *flags)
+    seconds = round(time.perf_counter() - begin, 1)
+    return folder / "weights/pruned.pt", {"macs": results["macs"][1] / results["macs"][0], "cut_seconds": seconds, "choice": ""}
+
+
+def cut_by_peer(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Cut the dense network by Torch-Pruning: by the importance and scope that are best on the validation images."""
+    path, about = case.folder(options) / "cut/pruned.pt", case.folder(options) / "cut/about.json"
+    if not about.exists():
+        begin, classifier = time.perf_counter(), load_traced(PruneArguments(weights=str(case.weights)))
+        data = with_validation(load_data(options.data, download=False), 0.1, 0)
+        images = sample(data.split("train"), classifier.spec, options.images, 32, case.seed)
+        held_out = sample(data.split("val"), classifier.spec, 2000, 250, 0)
+        found: list[tuple[float, str, nn.Module]] = []
+        for importance, scope in itertools.product(IMPORTANCES, ("global", "local")):
+            narrow = cut_by_torch_pruning(classifier.model, classifier.spec, images, importance, scope, case.budget)
+            recalibrate_(narrow, images)
+            found.append((top1(narrow, held_out), f"{importance}, {scope}", narrow))
+        best, choice, narrow = max(found, key=lambda one: one[0])
+        content = {key: value for key, value in read_tensor_file(case.weights).items() if key in ("spec", "arguments")}
+        state = {name: tensor.contiguous() for name, tensor in narrow.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(path, {**content, "plan": None, "state_dict": state, "metrics": {}})
+        spent = count_macs(narrow, classifier.spec) / classifier.profile.macs
+        values = {"macs": spent, "cut_seconds": round(time.perf_counter() - begin, 1), "choice": f"{choice} ({best:.3f} on val)"}
+        about.write_text(json.dumps(values))
+    return path, json.loads(about.read_text())
 
 
 @torch.no_grad()
 def top1(model: nn.Module, images: Calibration) -> float:
     """Measure the accuracy in eval mode."""
     model.eval()
-    right = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in images.batches())
-    return right / len(images)
+    return sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in images.batches()) / len(images)
 
 
-def recalibrated(model: nn.Module, images: Calibration) -> nn.Module:
-    """Return a copy with batch norm's statistics measured on the images."""
-    copy = deepcopy(model)
-    recalibrate_(copy, images)
-    return copy
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of a case."""
+    folder = case.folder(options)
+    about: dict[str, Any] = {"macs": 1.0, "cut_seconds": 0.0, "choice": ""}
+    flags: list[object] = ["--weights", case.weights]
+    if case.method == PEER:
+        start, about = cut_by_peer(case, options)
+        flags = ["--weights", start, "--kd-resume", case.weights, "--kd-temp", 4, "--kd-dw", 0.9, "--kd-sw", 0.1]
+    elif case.method == SCRATCH:
+        twin = Case(case.weights, case.network, "default", case.budget, case.seed, 0)
+        _, about = cut(twin, options)
+        rates = json.loads((twin.folder(options) / "cut/results.json").read_text())["compress_rate"]
+        spec = read_tensor_file(case.weights)["spec"]
+        flags = ["--model", spec["name"], "--imgsz", spec["imgsz"], "--compress_rate", rates]
+    elif case.method != DENSE:
+        start, about = cut(case, options)
+        flags = ["--weights", start]
+    else:
+        start = case.weights
+    if case.epochs:
+        train = ["--epochs", case.epochs, "--effective-train-size", options.share, "--seed", case.seed, "--cache", "ram"]
+        run_once("train.py", folder / f"{case.epochs}", *flags, "--data", options.data, *train)
+        start = folder / f"{case.epochs}/weights/last.pt"
+    return {**case.key, "test_top1": top1_on_test(start, options.data, folder / f"{case.epochs}-test"), **about}
 
 
-def measure_case(classifier: TracedClassifier, arguments: PruneArguments, data: ImageData, test: Calibration) -> dict[str, Any]:
-    """Cut and recover a network in one way, and measure every step on the test images."""
-    model, graph, begin = classifier.model, classifier.graph, time.perf_counter()
-    images = sample(data.split("train"), classifier.spec, arguments.images, arguments.batch_size, arguments.seed)
-    widths = widths_before_scoring(arguments, classifier)
-    scored = score(arguments.criterion, model, graph, images, arguments.seed, widths)
-    _, plan = choose_plan(arguments, classifier, images, scored, widths)
-    planned = time.perf_counter()
-    narrow = deepcopy(model)
-    shrink_(narrow, graph, plan.kept, next(images.head(8).batches())[0])
-    row = {"cut": top1(narrow, test), "cut_recalibrated": top1(recalibrated(narrow, images), test)}
-    begin_refit = time.perf_counter()
-    kept, refitted = "cut", narrow
-    for step, _ in recover_(narrow, model, graph, plan.kept, images, Recovery(seed=arguments.seed)):
-        kept = step
-        refitted = deepcopy(narrow) if step == "refitted" else refitted
-    refit_seconds = time.perf_counter() - begin_refit
-    row |= {"refitted": top1(refitted, test), "refitted_recalibrated": top1(recalibrated(refitted, images), test)}
-    return {
-        "macs": graph.macs(plan.kept) / graph.macs({}),
-        **row,
-        "kept": kept,
-        "prune_seconds": round(planned - begin, 1),
-        "refit_seconds": round(refit_seconds, 1),
-    }
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Yield the cases, the quick and the most telling first."""
+    for seed, budget, epochs in itertools.product(options.seeds, options.budgets, options.epochs):
+        if budget != options.budgets[0] and seed != options.seeds[0]:
+            continue
+        for weights, method in itertools.product(options.weights, options.methods):
+            untrained = method in (SCRATCH, DENSE) and not epochs
+            uncuttable = method == PEER and PADDED.fullmatch(network_of(weights))
+            if not untrained and not uncuttable and (not epochs or method in TUNED):
+                yield Case(Path(weights), network_of(weights), method, budget, seed, epochs)
+
+
+@cache
+def network_of(weights: str) -> str:
+    return str(read_tensor_file(Path(weights))["spec"]["name"])
 
 
 def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and test/")
-    parser.add_argument("--weights", nargs="+", required=True, help="trained dense networks")
-    parser.add_argument("--imgsz", type=int, default=None, help="for weights that do not say it")
-    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.3], help="shares of the multiply-adds")
-    parser.add_argument("--criteria", nargs="+", default=["l1", "taylor", "rank", "random"])
-    parser.add_argument("--allocations", nargs="+", default=["uniform", "sensitivity"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--weights", nargs="+", required=True, help="our checkpoints of trained dense networks")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.5, 0.3], help="shares of the multiply-adds; all but the first once")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 6])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--test-images", type=int, default=10_000)
+    parser.add_argument("--share", type=float, default=0.2, help="of the training images in an epoch")
+    parser.add_argument("--project", default="runs/cost_accuracy")
     options = parse_options(parser)
-    data = load_data(options.data, download=False)
     out = Path(options.out)
     rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"] if options.out and out.exists() else []
-    for weights in options.weights:
-        rows += measure_network(weights, options, data, rows)
-    report("cost_accuracy", rows, options.out)
-
-
-def measure_network(weights: str, options: argparse.Namespace, data: ImageData, done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each case of a network that is not done yet; the file of --out grows with each."""
-    classifier = load_traced(PruneArguments(weights=weights, imgsz=options.imgsz))
-    test = sample(data.split("test"), classifier.spec, options.test_images, 250, 0)
-    dense, rows = top1(classifier.model, test), []
-    cases = itertools.product(options.budgets, options.allocations, options.criteria, options.seeds)
-    for budget, allocation, criterion, seed in cases:
-        case = dict(zip(KEY, (classifier.spec.name, budget, criterion, allocation, seed), strict=True))
-        if any(all(row[key] == value for key, value in case.items()) for row in done):
-            continue
-        arguments = PruneArguments(
-            weights=weights, macs=budget, round_to=1, criterion=criterion, allocation=allocation, seed=seed, images=options.images
-        )
-        rows.append({**case, "dense": dense, **measure_case(classifier, arguments, data, test)})
-        report("cost_accuracy", [*done, *rows], options.out)
-    return rows
+    for case in cases(options):
+        if not any(all(row[name] == value for name, value in case.key.items()) for row in rows):
+            rows.append({**measure(case, options), "share": options.share, "images": options.images})
+            report("cost_accuracy", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ benchmarks/*.json, channel numbers from a trace. The tests hold every part equal
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import val
 from compression.exporting.arguments import ExportArguments
 from compression.pruning.arguments import PruneArguments
 from compression.training.arguments import TrainArguments
+from compression.training.recipes import RECIPES, Recipe
 from docs.four_layers import KEEP, Step, dense_steps, four_layers, graph_of, shrunk_network, shrunk_steps
-from utils.arguments import flag_table
+from utils.arguments import flag_table, spellings_of
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS: dict[str, type[Any]] = {
@@ -122,12 +125,46 @@ def leftovers() -> str:
     return _table(["tensor", "shape", "kept positions", "shape after the cut"], rows)
 
 
+def recipes() -> str:
+    """Return what each recipe sets, a row per flag."""
+    rows = (
+        [f"`{spellings_of(field.name)[0]}`", *(_setting(getattr(recipe, field.name)) for recipe in RECIPES.values())]
+        for field in dataclasses.fields(Recipe)
+    )
+    return _table(["", *(f"`{name}`" for name in RECIPES)], rows)
+
+
+def _setting(value: Any) -> str:
+    return {"": "by size", True: "on", False: "off"}.get(value, f"{value}") if isinstance(value, str | bool) else f"{value:g}"
+
+
+def cost_accuracy() -> str:
+    """Return the test accuracy of each network, budget and method after 0, 1 and 6 epochs: mean and standard deviation over seeds."""
+    cells: dict[tuple[str, float, str], dict[int, list[float]]] = {}
+    for row in _rows("cost_accuracy"):
+        found = cells.setdefault((row["network"], row["budget"], row["method"]), {})
+        found.setdefault(row["epochs"], []).append(row["test_top1"])
+    epochs = sorted({count for found in cells.values() for count in found})
+    rows = (
+        [network, f"{budget:.0%}", method, *(_mean_and_deviation(found.get(count, [])) for count in epochs)]
+        for (network, budget, method), found in sorted(cells.items(), key=lambda item: (item[0][0], -item[0][1]))
+    )
+    return _table(["network", "multiply-adds left", "method", *(f"{count} epochs" for count in epochs)], rows)
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return _percent(values[0]) if values else "-"
+    return f"{_percent(statistics.mean(values))} ± {100 * statistics.stdev(values):.2f} (n = {len(values)})"
+
+
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("flags.md", "flags"): flags,
     ("results.md", "resnet50"): lambda: deployment("resnet50"),
     ("results.md", "resnet56"): lambda: deployment("resnet56"),
     ("results.md", "yolov5n-cls"): lambda: deployment("yolov5n-cls"),
     ("results.md", "accuracy"): accuracy_after_pruning,
+    ("training.md", "recipes"): recipes,
     ("results.md", "latency"): latency,
     ("how-a-cut-works.md", "operations"): operations,
     ("how-a-cut-works.md", "groups"): groups,

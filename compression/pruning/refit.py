@@ -30,6 +30,7 @@ RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FIRST_RIDGE = 1e-2  # the search begins here and goes where the held-out error falls
 NEGLIGIBLE = 1e-9  # of the variance: an error that only comes from rounding
 SMALLEST_SCALE = 1e-2  # of a norm's largest scale: a channel below it does not show what is added to it
+LARGEST_SYSTEM = 10_000  # inputs of an output: a layer of more keeps its weights (a Gram matrix of 25,088 takes 5 GB)
 LARGEST_TENSOR = 1 << 30  # bytes: all images pass through the narrow network at once
 DENSE_BATCH = 32
 
@@ -174,6 +175,8 @@ class _Refitter(ForwardCalls):
         return result
 
     def _refit(self, call: LayerCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        if args[1][0].numel() > LARGEST_SYSTEM:
+            return
         samples = layer_samples(func, args, kwargs, POSITIONS, self.plan.seed + call.number)
         module = self.narrow.get_submodule(call.norm) if call.norm else None
         norm = module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None

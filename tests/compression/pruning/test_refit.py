@@ -161,6 +161,15 @@ def test_every_architecture_can_be_refitted(name):
     assert sorted(layer.weight for layer in refit.layers) == sorted(weights)
 
 
+def test_a_layer_too_large_for_its_system_keeps_its_weights(monkeypatch):
+    monkeypatch.setattr("compression.pruning.refit.LARGEST_SYSTEM", 5 * 9)  # inputs of an output, after the cut
+    torch.manual_seed(0)
+    model, images = randomised(Residual()).eval(), torch.randn(16, 3, 8, 8)
+    graph = trace(deepcopy(model), images[:1])
+    refit = check_refit(model, graph, {"stem": range(6), "a": range(4)}, images)
+    assert [layer.weight for layer in refit.layers] == ["stem.weight", "b.weight", "head.weight"]  # a reads 6 channels
+
+
 def test_half_the_images_of_a_batch_will_do():
     torch.manual_seed(0)
     model, images = randomised(Residual()).eval(), torch.randn(32, 3, 8, 8)
