@@ -35,6 +35,7 @@ from compression.pruning.arguments import PruneArguments
 from compression.pruning.recalibration import recalibrate_
 from compression.pruning.traced_classifier import load_traced
 from compression.scoring.calibration import Calibration, sample
+from compression.training.dense_teacher import DISTILL, STUDENT, TEMPERATURE
 from utils.data.datasets import load_data, with_validation
 from utils.files.checkpoint import read_tensor_file, save_checkpoint
 from utils.measures.profile import count_macs
@@ -53,10 +54,11 @@ CUTS = {
     "taylor, measured": ["--criterion", "taylor", "--allocation", "sensitivity"],
     "rank, measured": ["--criterion", "rank", "--allocation", "sensitivity"],
 }
-PEER, SCRATCH, DENSE = "torch-pruning", "from scratch", "dense, trained more"
-METHODS = (*CUTS, PEER, SCRATCH, DENSE)
+PEER, SCRATCH, DENSE, GRADUAL = "torch-pruning", "from scratch", "dense, trained more", "in two cuts"
+METHODS = (*CUTS, GRADUAL, PEER, SCRATCH, DENSE)
 PADDED = re.compile(r"resnet(20|32|44|56|110)")  # shortcuts of option A, which Torch-Pruning can't cut
-TUNED = ("default", "random, refitted", "random", PEER, SCRATCH, DENSE)  # the others are measured as they are cut
+TAUGHT = ["--kd-temp", TEMPERATURE, "--kd-dw", DISTILL, "--kd-sw", STUDENT]
+TUNED = ("default", GRADUAL, "random, refitted", "random", PEER, SCRATCH, DENSE)  # the others are measured as they are cut
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,11 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     folder = case.folder(options)
     about: dict[str, Any] = {"macs": 1.0, "cut_seconds": 0.0, "choice": ""}
     flags: list[object] = ["--weights", case.weights]
+    if case.method == GRADUAL:
+        return _measure_gradual(case, options)
     if case.method == PEER:
         start, about = cut_by_peer(case, options)
-        flags = ["--weights", start, "--kd-resume", case.weights, "--kd-temp", 4, "--kd-dw", 0.9, "--kd-sw", 0.1]
+        flags = ["--weights", start, "--kd-resume", case.weights, *TAUGHT]
     elif case.method == SCRATCH:
         twin = Case(case.weights, case.network, "default", case.budget, case.seed, 0)
         _, about = cut(twin, options)
@@ -155,10 +159,33 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     else:
         start = case.weights
     if case.epochs:
-        train = ["--epochs", case.epochs, "--effective-train-size", options.share, "--seed", case.seed, "--cache", "ram"]
-        run_once("train.py", folder / f"{case.epochs}", *flags, "--data", options.data, *train)
-        start = folder / f"{case.epochs}/weights/last.pt"
+        start = train(case, options, folder / f"{case.epochs}", case.epochs, flags)
     return {**case.key, "test_top1": top1_on_test(start, options.data, folder / f"{case.epochs}-test"), **about}
+
+
+def train(case: Case, options: argparse.Namespace, folder: Path, epochs: int, flags: list[object]) -> Path:
+    """Train in one run and return the last epoch's checkpoint."""
+    common = ["--epochs", epochs, "--effective-train-size", options.share, "--seed", case.seed, "--cache", "ram"]
+    run_once("train.py", folder, *flags, "--data", options.data, *common)
+    return folder / "weights/last.pt"
+
+
+def _measure_gradual(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Cut half of the way, train half of the epochs, cut the rest and train on; both times the dense network teaches."""
+    start, kept, seconds = case.weights, 1.0, 0.0
+    for turn in (1, 2):
+        folder = case.folder(options) / f"{case.epochs}-turn{turn}"
+        share = case.budget ** (turn / 2) / kept
+        flags = ["--macs", share, "--round-to", 1, "--seed", case.seed, "--images", options.images]
+        begin = time.perf_counter()
+        results = run_once("prune.py", folder / "cut", "--weights", start, "--data", options.data, *flags)
+        seconds += time.perf_counter() - begin
+        start, kept = folder / "cut/weights/pruned.pt", kept * results["macs"][1] / results["macs"][0]
+        if case.epochs:
+            taught = ["--kd-resume", case.weights, *TAUGHT]
+            start = train(case, options, folder / "tuned", case.epochs // 2 or 1, ["--weights", start, *taught])
+    about = {"macs": kept, "cut_seconds": round(seconds, 1), "choice": ""}
+    return {**case.key, "test_top1": top1_on_test(start, options.data, case.folder(options) / f"{case.epochs}-test"), **about}
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -169,7 +196,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         for weights, method in itertools.product(options.weights, options.methods):
             untrained = method in (SCRATCH, DENSE) and not epochs
             uncuttable = method == PEER and PADDED.fullmatch(network_of(weights))
-            if not untrained and not uncuttable and (not epochs or method in TUNED):
+            too_short = method == GRADUAL and epochs == 1
+            if not (untrained or uncuttable or too_short) and (not epochs or method in TUNED):
                 yield Case(Path(weights), network_of(weights), method, budget, seed, epochs)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls
-from compression.layers.samples import layer_samples
+from compression.layers.samples import LayerSamples, layer_samples
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from compression.tracing.record import owned_tensors
 from utils.modes import eval_mode
@@ -30,26 +30,47 @@ LARGEST = 6144  # inputs of an output: no covariance of more is inverted
 
 @dataclass
 class InputMoments:
-    """Sums over the samples x of a weight's inputs, in float64.
+    """Sums over the samples x of a weight's inputs, less a shift near their mean, so that float32 will do within a chunk.
 
     Attributes:
-        gram: of x x^T, [groups, d, d]; of x^2, [groups, d], where there are more than ``LARGEST`` inputs.
-        total: of x, [groups, d].
+        shift: s, [groups, 1, d].
+        gram: of (x - s) (x - s)^T, [groups, d, d]; of (x - s)^2, [groups, d], where there are more than ``LARGEST`` inputs.
+        total: of x - s, [groups, d].
         count: of the samples.
         matrix: the weight, [groups, d, outputs of a group].
         restore: makes a weight of such a matrix.
     """
 
+    shift: Tensor
     gram: Tensor
     total: Tensor
     count: int
     matrix: Tensor
     restore: Callable[[Tensor], Tensor]
 
+    @classmethod
+    def near(cls, x: Tensor, samples: LayerSamples) -> InputMoments:
+        """Begin sums over no samples, near those of ``x`` [groups, n, d]."""
+        groups, _, inputs = x.shape
+        gram = torch.zeros(groups, *[inputs] * (2 if inputs <= LARGEST else 1), dtype=torch.float64, device=x.device)
+        total = torch.zeros(groups, inputs, dtype=torch.float64, device=x.device)
+        return cls(x.double().mean(1, keepdim=True), gram, total, 0, samples.matrix, samples.restore)
+
+    def add_(self, x: Tensor) -> None:
+        """Add samples, [groups, n, d]."""
+        x = x - self.shift.to(x.dtype)
+        self.gram += x.mT @ x if self.gram.ndim == 3 else x.square().sum(1)
+        self.total += x.sum(1)
+        self.count += x.shape[1]
+
     def covariance(self) -> Tensor:
         """Return the covariance of the inputs, [groups, d, d]; their variances, [groups, d], where there are too many."""
-        mean = self.total / self.count
-        return self.gram / self.count - (mean.square() if self.gram.ndim == 2 else mean.unsqueeze(2) * mean.unsqueeze(1))
+        rest = self.total / self.count
+        return self.gram / self.count - (rest.square() if self.gram.ndim == 2 else rest.unsqueeze(2) * rest.unsqueeze(1))
+
+    def mean(self) -> Tensor:
+        """Return the mean of the inputs, [groups, 1, d]."""
+        return self.shift + (self.total / self.count).unsqueeze(1)
 
 
 class _Reading(ForwardCalls):
@@ -63,15 +84,10 @@ class _Reading(ForwardCalls):
     def on_call(self, number: int, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in LAYERS and (name := self.wanted.get(id(args[1]))):
             samples = layer_samples(func, args, kwargs, POSITIONS, self.seed + number)
-            for _, x in samples.chunks(0, len(args[0])):
-                few = x.shape[2] <= LARGEST
-                found = InputMoments(x.mT @ x if few else x.square().sum(1), x.sum(1), x.shape[1], samples.matrix, samples.restore)
-                if earlier := self.moments.get(name):
-                    earlier.gram += found.gram
-                    earlier.total += found.total
-                    earlier.count += found.count
-                else:
-                    self.moments[name] = found
+            for _, x in samples.chunks(0, len(args[0]), torch.float32):  # a chunk at a time; the sum over them is in float64
+                if name not in self.moments:
+                    self.moments[name] = InputMoments.near(x, samples)
+                self.moments[name].add_(x)
         return func(*args, **kwargs)
 
 
@@ -156,8 +172,7 @@ class Reader:
 
     def refitted(self) -> tuple[Tensor, Tensor]:
         """Return the weight, zero where units went, and what its outputs' mean has lost, [outputs]."""
-        mean = (self.moments.total / self.moments.count).unsqueeze(1)
-        return self.moments.restore(self.matrix), (mean @ (self.moments.matrix - self.matrix)).flatten()
+        return self.moments.restore(self.matrix), (self.moments.mean() @ (self.moments.matrix - self.matrix)).flatten()
 
 
 def readers_of(group: ChannelGroup, shapes: Mapping[str, Sequence[int]], moments: Mapping[str, InputMoments]) -> list[Reader]:

@@ -42,12 +42,12 @@ class LayerSamples:
         """How many outputs of an image are sampled."""
         return self.places[0].shape[1] if self.places else self.images.shape[1]
 
-    def chunks(self, begin: int, end: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the images, and their samples in float64, [groups, images x P, inputs of an output]."""
+    def chunks(self, begin: int, end: int, dtype: torch.dtype = torch.float64) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of the images, and their samples, [groups, images x P, inputs of an output]."""
         step = max(1, SAMPLE_BYTES // (8 * self.groups * self.per_image * self.matrix.shape[1]))
         for first in range(begin, end, step):
             chosen = slice(first, min(first + step, end))
-            yield chosen, self._of(chosen)
+            yield chosen, self._of(chosen).to(dtype)
 
     def _of(self, chosen: slice) -> Tensor:
         images = self.images[chosen]
@@ -60,7 +60,7 @@ class LayerSamples:
             images = images[tuple(index)]  # [images, P, *kernel, C]
         width = images.shape[-1] // self.groups
         parts = images.reshape(-1, math.prod(self.kernel), self.groups, width)
-        return parts.permute(2, 0, 3, 1).reshape(self.groups, len(parts), -1).double()
+        return parts.permute(2, 0, 3, 1).reshape(self.groups, len(parts), -1)
 
 
 def output_places(count: int, sizes: Sequence[int], most: int, seed: int) -> Tensor:

@@ -69,13 +69,13 @@ def test_losses_are_those_of_the_best_refit(name, monkeypatch):
     taps = reader.moments.matrix.shape[1] // 5
     for unit, loss in enumerate(reader.losses(range(5)).tolist()):
         expected, _ = residuals(model, images, range(unit * taps, (unit + 1) * taps))
-        assert loss == pytest.approx(expected, rel=1e-5)
+        assert loss == pytest.approx(expected, rel=1e-4)
     # two go, one after the other: the sum of what they cost is what both cost
     first, second = reader.remove_([1]), float(reader.losses([3])[0])
     assert reader.remove_([3]) == pytest.approx(second)
     gone = [*range(taps, 2 * taps), *range(3 * taps, 4 * taps)]
     expected, shift = residuals(model, images, gone)
-    assert first + second == pytest.approx(expected, rel=1e-5)
+    assert first + second == pytest.approx(expected, rel=1e-4)
     weight, lost = reader.refitted()
     assert weight.shape == model.reader.weight.shape
     assert not weight.movedim(0 if name == "transposed" else 1, 0).reshape(5, -1)[[1, 3]].any()
