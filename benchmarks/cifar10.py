@@ -21,7 +21,7 @@ from benchmarks.reporting import benchmark_parser, parse_options, report
 
 ROOT = Path(__file__).resolve().parent.parent
 RESNET_RATE = "[0.]+[0.15]*2+[0.4]*27"
-CYCLE = ["--cos-lr", "--lrf", "0.001", "--cache", "ram"]
+CYCLE = ["--recipe", "yolov5", "--no-distill", "--cos-lr", "--lrf", "0.001", "--cache", "ram"]
 RECIPES = {
     "resnet56": [
         "--optimizer", "SGD", "--lr0", "0.02", "--decay", "5e-4", "--batch-size", "128", "--label-smoothing", "0", "--augment", "light",
@@ -35,7 +35,10 @@ CUTS: dict[str, dict[str, list[str]]] = {
         "random": ["--compress_rate", RESNET_RATE, "--criterion", "random"],
         "rank, sensitivity": ["--macs", "0.52", "--allocation", "sensitivity", "--round-to", "1", "--criterion", "rank"],
     },
-    "yolov5n-cls": {name: ["--macs", "0.5", "--criterion", name] for name in ("rank", "effective_rank", "l2", "taylor", "random")},
+    "yolov5n-cls": {
+        name: ["--macs", "0.5", "--allocation", "uniform", "--criterion", name]
+        for name in ("rank", "effective_rank", "l2", "taylor", "random")
+    },
 }
 
 

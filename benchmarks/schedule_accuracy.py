@@ -30,7 +30,19 @@ def main() -> None:
     options = parse_options(parser)
     dense = Path(options.dense)
     before, dense_top1 = read_tensor_file(dense)["metrics"]["macs"], top1_on_test(dense, options.data)
-    start = ["--weights", dense, "--data", options.data, "--compress", SCHEDULE, *RECIPES["resnet56"], "--cache", "ram"]
+    start = [
+        "--weights",
+        dense,
+        "--data",
+        options.data,
+        "--compress",
+        SCHEDULE,
+        "--recipe",
+        "yolov5",
+        *RECIPES["resnet56"],
+        "--cache",
+        "ram",
+    ]
     rows: list[dict[str, Any]] = []
     for seed in options.seeds:
         for case, extra in (("distilled", ["--kd-teacher", str(dense), *DISTILLED]), ("plain", [])):
