@@ -16,7 +16,8 @@ from utils.spec import ModelSpec
 
 # Its strongest data-free importance, and the two that take gradients of the labels' loss.
 IMPORTANCES = ("magnitude", "taylor", "hessian")
-BISECTIONS = 12
+BISECTIONS = 8
+HESSIAN_IMAGES = 256  # each costs a backward pass of its own
 NORM_EPS = 1e-5
 
 
@@ -93,7 +94,7 @@ def _cut(model: nn.Module, spec: ModelSpec, images: Calibration, importance: str
 def _accumulate(model: nn.Module, images: Calibration, scorer: Any) -> None:
     """Leave the gradients of the loss; the Hessian's diagonal is estimated from those of single images, as its documentation does."""
     model.zero_grad()
-    for inputs, labels in images.batches():
+    for inputs, labels in (images if scorer is None else images.head(HESSIAN_IMAGES)).batches():
         losses: Tensor = F.cross_entropy(model(inputs), labels, reduction="none")
         if scorer is None:
             losses.sum().backward()

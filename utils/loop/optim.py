@@ -27,7 +27,7 @@ class OptimizerKind(NamedTuple):
 
 
 OPTIMIZERS = {
-    "SGD": OptimizerKind(torch.optim.SGD, lambda m: {"momentum": m, "nesterov": m > 0}, True, 0.05, 5e-4),
+    "SGD": OptimizerKind(torch.optim.SGD, lambda m: {"momentum": m, "nesterov": m > 0}, True, 0.03, 5e-4),
     "Adam": OptimizerKind(torch.optim.Adam, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 5e-5),
     "AdamW": OptimizerKind(torch.optim.AdamW, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 0.05),
     "RMSProp": OptimizerKind(torch.optim.RMSprop, lambda m: {"momentum": m}, False, 1e-3, 5e-5),
