@@ -19,6 +19,7 @@ from compression.tracing.graph import ChannelGraph, Keep
 from utils.modes import eval_mode
 
 PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
+SEVERE = 0.1  # nats: below the last of these shares the width is halved until the damage is at least so much
 STEPS = 64  # widths, at most, at which the readers' errors are known
 
 
@@ -34,8 +35,8 @@ def measure_damage(
     """Measure what it does to the network's outputs that one entry loses channels, with masks.
 
     Damage is the mean Kullback-Leibler divergence of the masked network's class probabilities from the dense network's
-    own, on calibration images. It is measured at several widths; between them it grows as the readers' squared errors do.
-    The curve is the lower convex hull.
+    own, on calibration images. It is measured at several widths, down to one that does severe damage; between them it
+    grows as the readers' squared errors do. The curve is the lower convex hull.
 
     Cost: entries x widths passes over the calibration images.
 
@@ -58,7 +59,7 @@ def _curve(
 ) -> list[tuple[float, float]]:
     """Return (share kept, damage), measured at some widths; between them it grows with the readers' errors."""
     size, least = entry[0].size, max(1, *(len(group.fixed) for group in entry))
-    probed = {max(round(share * size), least) for share in PROBED} - {size}
+    probed = {max(round(share * size), least) for share in (*PROBED, *_halvings(PROBED[-1], size))} - {size}
     readers = {group.name: readers_of(group, graph.shapes, moments) for group in entry}
     kept = {group.name: set(range(size)) for group in entry}
     widths, errors, measured = [size], [0.0], {0.0: 0.0}  # error -> damage
@@ -73,8 +74,15 @@ def _curve(
         if width in probed:
             damage = bench.damage([reader for found in readers.values() for reader in found], plan.kept)
             measured[errors[-1]] = max(damage, *measured.values())
+            if damage >= SEVERE and width <= PROBED[-1] * size:
+                break
     damages = np.interp(errors, list(measured), list(measured.values())).tolist()
     return [*zip((width / size for width in widths), damages, strict=True)]
+
+
+def _halvings(share: float, size: int) -> list[float]:
+    """Return half the share, a quarter, and so on down to one unit."""
+    return [share / 2**count for count in range(1, max(int(share * size), 1).bit_length())]
 
 
 class _Bench:

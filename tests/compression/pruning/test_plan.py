@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compression.layers.readers import measure_readers
+from compression.pruning import damage as damage_module
 from compression.pruning.allocation import Budget, allocate, allowed_widths
 from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import measure_damage
@@ -473,6 +474,34 @@ def test_after_a_refit_copies_cost_nothing():
     for i in range(len(s.entries)):
         assert refitted(i, 0.4) <= as_cut(i, 0.4) + 1e-9
         assert [refitted(i, 1.0), as_cut(i, 1.0)] == [0, 0]
+
+
+def test_what_does_no_damage_at_a_fifth_is_measured_further_down():
+    """A wide layer before a narrow head: of 160 channels that the head reads, few are enough, but not one."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        *(nn.Conv2d(3, 160, 3, padding=1), nn.ReLU(), nn.Conv2d(160, 4, 3, padding=1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    )
+    model[-1].weight.data *= 20
+    s = traced(model, ModelSpec("wide", 5, 8))
+    calibration = images(64)
+    moments = measure_readers(model, s.graph, (inputs for inputs, _ in calibration.batches()))
+    damage = measure_damage(model, s.graph, s.entries, {g.name: range(g.size) for g in s.graph.groups}, calibration, moments)
+    place = [entry[0].name for entry in s.entries].index("0")
+    assert damage(place, 0.2) < damage_module.SEVERE
+    one = mask_all_but_one(s, calibration, moments)
+    assert damage(place, 1 / 160) >= min(one, damage_module.SEVERE) * 0.99
+
+
+@torch.no_grad()
+def mask_all_but_one(s, calibration, moments):
+    """Measure the damage with a single channel of the first layer left, the others' readers refitted."""
+    group = s.graph.group("0")
+    bench = damage_module._Bench(s.model, s.graph, calibration)
+    (reader,) = damage_module.readers_of(group, s.graph.shapes, moments)
+    reader.remove_(list(range(159)))
+    return bench.damage([reader], {"0": {159}})
 
 
 def test_sensitivity_keeps_the_budget_too():
