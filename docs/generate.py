@@ -164,6 +164,7 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("results.md", "resnet56"): lambda: deployment("resnet56"),
     ("results.md", "yolov5n-cls"): lambda: deployment("yolov5n-cls"),
     ("results.md", "accuracy"): accuracy_after_pruning,
+    ("results.md", "cost"): cost_accuracy,
     ("training.md", "recipes"): recipes,
     ("results.md", "latency"): latency,
     ("how-a-cut-works.md", "operations"): operations,

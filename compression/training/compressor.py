@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +17,9 @@ from compression.schedule.schedule import Schedule
 from compression.schedule.scheduler import CompressionScheduler
 from compression.training.arguments import TrainArguments
 from compression.training.data_feed import DataFeed, Loaders
-from compression.training.dense_teacher import with_dense_teacher
 from compression.training.reporting import reports_of
 from compression.training.resuming import inference_state, open_run, restore_, training_state
-from compression.training.schedule import requested_schedule
+from compression.training.schedule import schedule_of_run
 from compression.training.setup import Network, freeze_, make_repeatable, set_up
 from utils import distributed
 from utils.arguments import to_record
@@ -80,7 +79,9 @@ class ClassifierCompressor:
         frozen = FrozenNorms(freeze_(self.model, arguments.freeze))  # before the optimizer and DDP look at what trains
         self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
 
-        schedule = self._schedule(setup.network.dense)
+        copy = self.directory.path / SCHEDULE if self.directory else None
+        self.arguments, schedule, notes = schedule_of_run(self.arguments, self.model, copy, setup.network.dense)
+        self.notes += notes
         if schedule and schedule.of("lr_scheduler") and not checkpoint and (arguments.cos_lr or arguments.warmup_epochs):
             self.notes.append("the schedule sets the learning rate: --cos-lr and --warmup-epochs have no effect")
         self.run = self._make_run(setup.network, schedule)
@@ -97,16 +98,6 @@ class ClassifierCompressor:
     def spec(self) -> ModelSpec:
         """What the network is."""
         return self.run.spec
-
-    def _schedule(self, dense: Mapping[str, Any] | None) -> Schedule | None:
-        """Return the schedule that the flags ask for; a pruned network without a teacher gets the dense one that it names."""
-        copy = self.directory.path / SCHEDULE if self.directory else None
-        schedule = requested_schedule(self.arguments, self.model, copy)
-        if not dense or not self.arguments.distill or self.arguments.looks_only or (schedule and schedule.of("distiller")):
-            return schedule
-        self.arguments, note = with_dense_teacher(self.arguments, dense)
-        self.notes.append(note)
-        return requested_schedule(self.arguments, self.model, copy)
 
     def _on_device(self, model: nn.Module) -> nn.Module:
         model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,8 +15,27 @@ from compression.schedule.reading import read_schedule
 from compression.schedule.schedule import PolicyEntry, Schedule
 from compression.schedule.windows import FOREVER, Window
 from compression.training.arguments import TrainArguments
+from compression.training.dense_teacher import with_dense_teacher
 from models.quantized.preparing import weights_by_name
 from utils.errors import UserError
+
+
+def schedule_of_run(
+    arguments: TrainArguments, model: nn.Module, copy: Path | None, dense: Mapping[str, Any] | None
+) -> tuple[TrainArguments, Schedule | None, list[str]]:
+    """Return the arguments, the schedule that they ask for, and what to tell the user.
+
+    A pruned network without a teacher gets the dense network that it was cut from, which the arguments then name.
+
+    Args:
+        arguments, model, copy: see ``requested_schedule``.
+        dense: the dense network's file, see ``with_dense_teacher``.
+    """
+    schedule = requested_schedule(arguments, model, copy)
+    if not dense or not arguments.distill or arguments.looks_only or (schedule and schedule.of("distiller")):
+        return arguments, schedule, []
+    arguments, note = with_dense_teacher(arguments, dense)
+    return arguments, requested_schedule(arguments, model, copy), [note]
 
 
 def requested_schedule(arguments: TrainArguments, model: nn.Module, copy: Path | None = None) -> Schedule | None:

@@ -106,7 +106,7 @@ def test_a_dry_run_prints_the_timeline_and_writes_nothing(script, weights, sched
     done = script("train.py", *QUICK, "--weights", weights, "--schedule", schedule, "--epochs", 3, "--dry-run")
     assert done.code == 0, done.err
     lines = [line.split(None, 2) for line in done.out.splitlines()[-3:]]
-    assert [line[:2] for line in lines] == [["0", "0.001"], ["1", "0.0005"], ["2", "0.00025"]]
+    assert [line[:2] for line in lines] == [["0", "0.02"], ["1", "0.01"], ["2", "0.005"]]
     assert "filters (25.0%)" in lines[0][2]
     assert "filters (50.0%), thinning" in lines[1][2]
     assert not (tmp_path / "runs").exists()
