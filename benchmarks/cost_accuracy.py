@@ -123,7 +123,7 @@ def cut_by_peer(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str
         content = {key: value for key, value in read_tensor_file(case.weights).items() if key in ("spec", "arguments")}
         state = {name: tensor.contiguous() for name, tensor in narrow.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, {**content, "plan": None, "state_dict": state, "metrics": {}})
+        save_checkpoint(path, {**content, "plan": {"kept": {}, "sizes": {}}, "state_dict": state, "metrics": {}})
         spent = count_macs(narrow, classifier.spec) / classifier.profile.macs
         values = {"macs": spent, "cut_seconds": round(time.perf_counter() - begin, 1), "choice": f"{choice} ({best:.3f} on val)"}
         about.write_text(json.dumps(values))

@@ -32,7 +32,7 @@ class Recipe:
 
 
 RECIPES = {
-    "default": Recipe("SGD", 0.03, 0.001, True, 2.0, 0.9, 5e-4, 0.1, ""),
+    "default": Recipe("SGD", 0.03, 0.001, True, 1.0, 0.9, 5e-4, 0.1, ""),
     "finetune": Recipe("SGD", 0.02, 0.001, True, 0.5, 0.9, 5e-4, 0.0, ""),
     "yolov5": Recipe("Adam", 1e-3, 0.01, False, 0.0, 0.9, 5e-5, 0.1, "default"),
 }
