@@ -100,10 +100,13 @@ def cut(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """Cut the dense network by a method of ours; return the file and what to report of it."""
     folder = case.folder(options) / "cut"
     flags = ["--macs", case.budget, "--round-to", 1, "--seed", case.seed, "--images", options.images, *CUTS[case.method]]
+    about = folder / "about.json"
     begin = time.perf_counter()
     results = run_once("prune.py", folder, "--weights", case.weights, "--data", options.data, *flags)
-    seconds = round(time.perf_counter() - begin, 1)
-    return folder / "weights/pruned.pt", {"macs": results["macs"][1] / results["macs"][0], "cut_seconds": seconds, "choice": ""}
+    if not about.exists():
+        seconds = round(time.perf_counter() - begin, 1)
+        about.write_text(json.dumps({"macs": results["macs"][1] / results["macs"][0], "cut_seconds": seconds, "choice": ""}))
+    return folder / "weights/pruned.pt", json.loads(about.read_text())
 
 
 def cut_by_peer(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
