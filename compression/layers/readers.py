@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,6 +69,23 @@ class InputMoments:
         rest = self.total / self.count
         return self.gram / self.count - (rest.square() if self.gram.ndim == 2 else rest.unsqueeze(2) * rest.unsqueeze(1))
 
+    @cached_property
+    def spread(self) -> Tensor:
+        """The inverse of the covariance, damped; the variances where there are too many inputs."""
+        covariance = self.covariance()
+        if covariance.ndim == 2:
+            return covariance
+        diagonal = covariance.diagonal(dim1=1, dim2=2)
+        damping = (DAMPING * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+        return torch.cholesky_inverse(torch.linalg.cholesky(covariance + torch.diag_embed(damping.expand_as(diagonal))))
+
+    @cached_property
+    def variance(self) -> float:
+        """The variance of the outputs, summed over them."""
+        covariance = self.covariance()
+        made = covariance.unsqueeze(2) * self.matrix if covariance.ndim == 2 else covariance @ self.matrix
+        return max(float((self.matrix * made).sum()), 1e-30)
+
     def mean(self) -> Tensor:
         """Return the mean of the inputs, [groups, 1, d]."""
         return self.shift + (self.total / self.count).unsqueeze(1)
@@ -116,6 +134,8 @@ def measure_readers(model: nn.Module, graph: ChannelGraph, batches: Iterable[Ten
 class Reader:
     """A weight while channels that it reads go, one after the other, and the weights of the others make up for them.
 
+    Only the inputs of the channels that may go are followed; ``refitted`` works out what that means for all.
+
     Args:
         name: of the weight.
         moments: of its inputs.
@@ -123,56 +143,57 @@ class Reader:
     """
 
     def __init__(self, name: str, moments: InputMoments, columns: Sequence[Tensor]) -> None:
-        self.name, self.moments = name, moments
-        covariance = moments.covariance()
-        self.columns = [column.to(covariance.device) for column in columns]
-        self.matrix = moments.matrix.clone()
-        self.spread: Tensor | None = covariance if covariance.ndim == 2 else None  # variances, where there is no inverse
-        if self.spread is None:
-            variance = float((self.matrix * (covariance @ self.matrix)).sum())
-            diagonal = covariance.diagonal(dim1=1, dim2=2)
-            damping = (DAMPING * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
-            self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + torch.diag_embed(damping.expand_as(diagonal))))
-        else:
-            variance = float((self.spread.unsqueeze(2) * self.matrix.square()).sum())
-        self.variance = max(variance, 1e-30)
+        self.name, self.moments, self.gone = name, moments, torch.zeros(0, dtype=torch.long)
+        self.columns = list(columns)
+        places = torch.cat(self.columns).to(moments.matrix.device)
+        self.local = torch.arange(len(places)).split([len(column) for column in columns])
+        self.matrix = moments.matrix[:, places]
+        spread = moments.spread
+        self.spread = spread[:, places] if spread.ndim == 2 else spread[:, places.unsqueeze(1), places]
 
     def losses(self, units: Sequence[int]) -> Tensor:
         """Return what each unit alone costs, as a share of the outputs' variance: float64 [units]."""
         found = torch.zeros(len(units), dtype=torch.float64)
-        for length in {len(self.columns[unit]) for unit in units} - {0}:
-            places = [place for place, unit in enumerate(units) if len(self.columns[unit]) == length]
-            chosen = torch.stack([self.columns[units[place]] for place in places])
+        for length in {len(self.local[unit]) for unit in units} - {0}:
+            places = [place for place, unit in enumerate(units) if len(self.local[unit]) == length]
+            chosen = torch.stack([self.local[units[place]] for place in places])
             rows = self.matrix[:, chosen]  # [groups, units, columns, outputs]
-            if self.spread is not None:
+            if self.spread.ndim == 2:
                 costs = self.spread[:, chosen].unsqueeze(3) * rows.square()
             elif length == 1:
-                costs = rows.square() / self.inverse[:, chosen, chosen].unsqueeze(3)
+                costs = rows.square() / self.spread[:, chosen, chosen].unsqueeze(3)
             else:
-                costs = rows * torch.linalg.solve(self.inverse[:, chosen.unsqueeze(2), chosen.unsqueeze(1)], rows)
+                costs = rows * torch.linalg.solve(self.spread[:, chosen.unsqueeze(2), chosen.unsqueeze(1)], rows)
             found[places] = costs.sum((0, 2, 3)).cpu()
-        return found / self.variance
+        return found / self.moments.variance
 
     def remove_(self, units: Sequence[int]) -> float:
         """Take units away together, refit the weights of those that are left, and return what that costs, as ``losses``."""
-        gone = torch.cat([self.columns[unit] for unit in units])
+        self.gone = torch.cat([self.gone, *(self.columns[unit] for unit in units)])
+        gone = torch.cat([self.local[unit] for unit in units])
         rows = self.matrix[:, gone]
-        if self.spread is not None:
+        if self.spread.ndim == 2:
             cost = (self.spread[:, gone].unsqueeze(2) * rows.square()).sum()
         else:
-            columns = self.inverse[:, :, gone]
-            solved = torch.linalg.solve(columns[:, gone], torch.cat([rows, self.inverse[:, gone]], 2))
+            columns = self.spread[:, :, gone]
+            solved = torch.linalg.solve(columns[:, gone], torch.cat([rows, self.spread[:, gone]], 2))
             outputs = rows.shape[2]
             cost = (rows * solved[..., :outputs]).sum()
             self.matrix -= columns @ solved[..., :outputs]
-            self.inverse -= columns @ solved[..., outputs:]
-            self.inverse[:, gone] = self.inverse[:, :, gone] = 0  # but for rounding they are
+            self.spread -= columns @ solved[..., outputs:]
+            self.spread[:, gone] = self.spread[:, :, gone] = 0  # but for rounding they are
         self.matrix[:, gone] = 0
-        return float(cost) / self.variance
+        return float(cost) / self.moments.variance
 
     def refitted(self) -> tuple[Tensor, Tensor]:
         """Return the weight, zero where units went, and what its outputs' mean has lost, [outputs]."""
-        return self.moments.restore(self.matrix), (self.moments.mean() @ (self.moments.matrix - self.matrix)).flatten()
+        moments, gone = self.moments, self.gone.to(self.matrix.device)
+        matrix = moments.matrix.clone()
+        if moments.spread.ndim == 3:
+            columns = moments.spread[:, :, gone]
+            matrix -= columns @ torch.linalg.solve(columns[:, gone], matrix[:, gone])
+        matrix[:, gone] = 0
+        return moments.restore(matrix), (moments.mean() @ (moments.matrix - matrix)).flatten()
 
 
 def readers_of(group: ChannelGroup, shapes: Mapping[str, Sequence[int]], moments: Mapping[str, InputMoments]) -> list[Reader]:

@@ -95,6 +95,8 @@ def test_together_or_apart_the_same_is_left():
     together = one.remove_([0, 4])
     assert together == pytest.approx(other.remove_([4]) + other.remove_([0]))
     torch.testing.assert_close(one.matrix, other.matrix)
+    for ours, theirs in zip(one.refitted(), other.refitted(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_of_too_many_inputs_only_the_variances_count(monkeypatch):
