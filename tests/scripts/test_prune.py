@@ -73,6 +73,13 @@ def dense(tmp_path_factory):
     }
 
 
+@pytest.fixture(autouse=True)
+def _quick_damage(monkeypatch):
+    """Damage is measured on few images and at two widths."""
+    monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
+    monkeypatch.setattr("compression.pruning.damage.PROBED", (0.6, 0.3))
+
+
 @pytest.fixture
 def prune(script, photos, tmp_path, monkeypatch):
     """prune.py on the photos without its pictures, which take longer than the rest; returns (results, checkpoint, plan, output)."""
@@ -222,7 +229,7 @@ def test_every_file_of_a_run_is_there_and_right(script, tmp_path, monkeypatch):
 def test_a_refit_gives_back_most_of_what_the_cut_took(script, tmp_path, monkeypatch):
     monkeypatch.setattr(pruning_report, "plot_scores", lambda *_: None)
     monkeypatch.setattr(pruning_report, "plot_widths", lambda *_: None)
-    flags = ("--weights", DIGITS, "--macs", 0.5, "--criterion", "rank", "--workers", 0, "--images", 96)
+    flags = ("--weights", DIGITS, "--macs", 0.5, "--allocation", "uniform", "--criterion", "rank", "--workers", 0, "--images", 96)
     done = script("prune.py", *flags)
     assert done.code == 0, done.err
     results = read_json(tmp_path / "runs/prune/exp/results.json")
@@ -298,14 +305,14 @@ def test_same_seed_same_bits_and_another_seed_another_cut(prune, dense):
 
 
 def test_budgets_are_kept_and_the_equivalent_rates_reported(prune, dense):
-    results, _, plan, _ = prune(dense["resnet"], "--params", 0.5, "--round-to", 1, "--criterion", "rank")
+    results, _, plan, _ = prune(dense["resnet"], "--params", 0.5, "--round-to", 1, "--allocation", "uniform", "--criterion", "rank")
     assert 0.49 <= results["params"][1] / results["params"][0] <= 0.5
     again = prune(dense["resnet"], "--compress-rate", results["compress_rate"])
     assert again[2] == plan
     results, *_ = prune(dense["resnet"], "--macs", 0.5)
     assert 0.45 <= results["macs"][1] / results["macs"][0] <= 0.5
     assert all(width % 8 == 0 for name, width in kept(results).items() if name != "fc")
-    results, *_ = prune(dense["resnet"], "--macs", 0.4, "--round-to", 1, "--min-channels", 9)
+    results, *_ = prune(dense["resnet"], "--macs", 0.4, "--round-to", 1, "--min-channels", 9, "--allocation", "uniform")
     assert min(width for name, width in kept(results).items() if name != "fc") == 9
 
 
@@ -347,7 +354,7 @@ def test_batch_norm_is_measured_anew(prune, dense):
 
 
 def test_controls_are_measured_too(prune, dense):
-    results, _, _, output = prune(dense["resnet"], "--macs", 0.6, "--controls")
+    results, _, _, output = prune(dense["resnet"], "--macs", 0.6, "--controls", "--allocation", "uniform")
     assert list(results["controls"]) == ["l1", "random", "random widths"]
     assert all(0 <= top1 <= 1 for top1 in results["controls"].values())
     assert output.count("\ncontrol ") == 3
