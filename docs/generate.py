@@ -149,7 +149,7 @@ def cost_accuracy() -> str:
         [network, f"{budget:.0%}", method, *(_mean_and_deviation(found.get(count, [])) for count in epochs)]
         for (network, budget, method), found in sorted(cells.items(), key=lambda item: (item[0][0], -item[0][1]))
     )
-    return _table(["network", "multiply-adds left", "method", *(f"{count} epochs" for count in epochs)], rows)
+    return _table(["network", "multiply-adds left", "method", *(f"{count} epoch{'s' * (count != 1)}" for count in epochs)], rows)
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
