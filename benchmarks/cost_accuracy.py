@@ -17,8 +17,6 @@ import argparse
 import itertools
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.cifar10 import run_once
 from benchmarks.peers import IMPORTANCES, cut_by_torch_pruning
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.arguments import PruneArguments
@@ -40,7 +39,6 @@ from utils.data.datasets import load_data, with_validation
 from utils.files.checkpoint import read_tensor_file, save_checkpoint
 from utils.measures.profile import count_macs
 
-ROOT = Path(__file__).resolve().parent.parent
 KEY = ("network", "method", "budget", "seed", "epochs")
 # Flags of prune.py. The first is what it does without any, but that it may keep any number of channels, as Torch-Pruning does.
 CUTS = {
@@ -78,17 +76,6 @@ class Case:
 
     def folder(self, options: argparse.Namespace) -> Path:
         return Path(options.project) / f"{self.network}-{self.method.replace(', ', '-').replace(' ', '-')}-{self.budget}-{self.seed}"
-
-
-def run_once(script: str, folder: Path, *arguments: object) -> dict[str, Any]:
-    """Run one of the scripts, unless its results are in the folder already, and return them."""
-    if not (folder / "results.json").exists():
-        command = [str(ROOT / script), *map(str, arguments), "--project", str(folder.parent), "--name", folder.name, "--exist-ok"]
-        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
 
 
 def top1_on_test(checkpoint: Path, data: str, folder: Path) -> float:

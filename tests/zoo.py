@@ -539,3 +539,19 @@ def random_keep(graph, rate, generator):
         gone = {free[i] for i in torch.randperm(len(free), generator=generator)[:count].tolist()}
         keep[group.name] = [unit for unit in range(group.size) if unit not in gone]
     return keep
+
+
+class Residual(nn.Module):
+    """A stem, a residual branch with norms, a layer behind the sum, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.a, self.a_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.b, self.b_norm = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem_norm(self.stem(x)).relu()
+        x = (x + self.b_norm(self.b(self.a_norm(self.a(x)).relu()))).relu()
+        return self.head(x.mean((2, 3)))

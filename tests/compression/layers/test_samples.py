@@ -13,6 +13,7 @@ from torch import nn
 from compression.layers.calls import find_layer_calls
 from compression.layers.moments import Moments
 from compression.layers.samples import layer_samples, output_places, sampled
+from tests.zoo import Residual
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (6,)),
@@ -95,22 +96,6 @@ def test_positions_are_those_of_the_seed_and_all_where_there_are_few():
     assert drawn.shape == (3, 7)
     assert torch.equal(drawn, output_places(3, (10, 10), 7, 5))
     assert not torch.equal(drawn, output_places(3, (10, 10), 7, 6))
-
-
-class Residual(nn.Module):
-    """A stem, a residual branch with norms, and a head."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.a, self.a_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
-        self.b, self.b_norm = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = self.stem_norm(self.stem(x)).relu()
-        x = (x + self.b_norm(self.b(self.a_norm(self.a(x)).relu()))).relu()
-        return self.head(x.mean((2, 3)))
 
 
 def test_layers_norms_and_shortcuts_are_found():
