@@ -12,10 +12,10 @@ from typing import Any
 from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.plan import make_plan
 from compression.pruning.report import comparison_text, groups_text, steps_text, write_files
-from compression.pruning.run import run_pruning
+from compression.pruning.run import criterion_of, run_pruning
 from compression.pruning.traced_classifier import load_traced
 from compression.pruning.widths import compress_rate_of, widths_before_scoring
-from compression.scoring.criteria import CRITERIA, default_criterion
+from compression.scoring.criteria import CRITERIA
 from utils import distributed
 from utils.arguments import parse, to_record
 from utils.errors import run_script
@@ -48,7 +48,7 @@ def dry_run(arguments: PruneArguments) -> None:
         "labels": None,
         "max_relative_difference": None,
         "compress_rate": compress_rate_of(arguments, classifier, widths or {}),
-        "criterion": arguments.criterion or default_criterion(classifier.model, for_budget=not arguments.compress_rate),
+        "criterion": criterion_of(arguments, classifier.model),
         "tied_share": None,
         "rank_seconds": None,
         "groups": classifier.group_rows(widths),

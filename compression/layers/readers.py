@@ -197,7 +197,7 @@ class Reader:
 
 
 def readers_of(group: ChannelGroup, shapes: Mapping[str, Sequence[int]], moments: Mapping[str, InputMoments]) -> list[Reader]:
-    """Return the weights that read a group's channels and that were measured.
+    """Return the weights that read a group's channels and that were measured; of grouped transposed convolutions none is.
 
     Args:
         shapes: of all tensors.
@@ -207,7 +207,9 @@ def readers_of(group: ChannelGroup, shapes: Mapping[str, Sequence[int]], moments
     for member in group.readers:
         if member.tensor not in moments:
             continue
-        inputs = moments[member.tensor].matrix.shape[1]
+        groups, inputs, _ = moments[member.tensor].matrix.shape
+        if groups > 1 and member.dim == 0:  # each input channel belongs to one of the systems only
+            continue
         taps = inputs // shapes[member.tensor][member.dim]  # positions of the kernel
         columns: list[list[int]] = [[] for _ in range(group.size)]
         for position, unit in zip(member.positions.tolist(), member.units.tolist(), strict=True):

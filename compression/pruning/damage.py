@@ -21,6 +21,7 @@ from utils.modes import eval_mode
 PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
 SEVERE = 0.1  # nats: below the last of these shares the width is halved until the damage is at least so much
 STEPS = 64  # widths, at most, at which the readers' errors are known
+EVENLY = 1e-9  # added to the error at each of them: where no reader loses anything, or none is known, damage grows evenly
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def _curve(
             error += sum(max(reader.remove_(going), 0.0) for reader in readers[name]) if going else 0.0
             kept[name] = set(units)
         widths.append(width)
-        errors.append(error if any(readers.values()) else float(size - width))
+        errors.append(error + EVENLY)
         if width in probed:
             damage = bench.damage([reader for found in readers.values() for reader in found], plan.kept)
             measured[errors[-1]] = max(damage, *measured.values())

@@ -119,14 +119,21 @@ def _nothing_to_cut() -> UserError:
     return UserError("these rates cut nothing; every channel stays")
 
 
+def criterion_of(arguments: PruneArguments, model: nn.Module) -> str:
+    """Return the criterion that scores the channels."""
+    if arguments.ranks:
+        return "rank"
+    return arguments.criterion or default_criterion(model, for_budget=not arguments.compress_rate)
+
+
 def _score(
     arguments: PruneArguments, classifier: TracedClassifier, calibration: Calibration, widths: Mapping[str, int] | None
 ) -> tuple[str, NetworkScores]:
     """Return the criterion and the scores: those of rank files where they are given."""
     model, graph = classifier.model, classifier.graph
+    criterion = criterion_of(arguments, model)
     if arguments.ranks:
-        return "rank", score_by_files(arguments.ranks, model, graph)
-    criterion = arguments.criterion or default_criterion(model, for_budget=not arguments.compress_rate)
+        return criterion, score_by_files(arguments.ranks, model, graph)
     return criterion, score(criterion, model, graph, calibration, arguments.seed, widths)
 
 

@@ -446,6 +446,8 @@ def test_a_dry_run_tells_what_a_run_does(script, prune, dense, tmp_path):
     assert script("prune.py", "--dry-run", "--weights", dense["resnet"], "--json", "out.json", *flags).code == 0
     told, (done, *_) = read_json(tmp_path / "out.json"), prune(dense["resnet"], *flags)
     assert all(told[key] == done[key] for key in ("params", "macs", "compress_rate", "criterion", "groups"))
+    assert script("prune.py", "--dry-run", "--weights", dense["resnet"], "--ranks", "any", "--json", "ranks.json", *flags).code == 0
+    assert read_json(tmp_path / "ranks.json")["criterion"] == "rank"
     # The run would measure where to cut; a dry run measures nothing, and says so.
     evenly = script("prune.py", "--dry-run", "--weights", dense["resnet"], *flags[:-2])
     assert "widths are spread evenly here; without --dry-run they are measured" in evenly.out

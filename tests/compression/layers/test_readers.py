@@ -82,6 +82,19 @@ def test_losses_are_those_of_the_best_refit(name, monkeypatch):
     np.testing.assert_allclose(lost.numpy(), shift, atol=1e-6)
 
 
+def test_a_grouped_transposed_reader_is_left_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Flatten(), nn.Linear(6 * 49, 2)).eval()
+    images = torch.randn(6, 3, 8, 8)
+    graph = trace(deepcopy(model), images[:1])
+    moments = measure_readers(model, graph, [images])
+    read = {group.name: [reader.name for reader in readers_of(group, graph.shapes, moments)] for group in graph.prunable}
+    assert "2.weight" not in read.get("0", [])
+    for group in graph.prunable:
+        for reader in readers_of(group, graph.shapes, moments):
+            assert sum(len(columns) for columns in reader.columns) == reader.moments.matrix.shape[1]
+
+
 def residual_count(name):
     return {"3x3": 24 * 36, "1x1": 24 * 36, "flattened": 24, "transposed": 24 * 144}[name]
 

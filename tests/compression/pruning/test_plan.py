@@ -494,6 +494,16 @@ def test_what_does_no_damage_at_a_fifth_is_measured_further_down():
     assert damage(place, 1 / 160) >= min(one, damage_module.SEVERE) * 0.99
 
 
+def test_damage_grows_from_nothing_where_no_reader_tells():
+    """Without moments the curve is even between the measured widths, and nothing is lost by what is whole."""
+    s = small()
+    damage = measure_damage(s.model, s.graph, s.entries, {g.name: range(g.size) for g in s.graph.groups}, images(), {})
+    for i in range(len(s.entries)):
+        assert damage(i, 1.0) == 0
+        assert damage(i, 0.9) <= damage(i, 0.8) <= damage(i, 0.2)
+        assert damage(i, 0.9) == pytest.approx(damage(i, 0.8) / 2, rel=0.35)
+
+
 @torch.no_grad()
 def mask_all_but_one(s, calibration, moments):
     """Measure the damage with a single channel of the first layer left, the others' readers refitted."""
