@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compression.layers.calls import find_layer_calls
 from compression.layers.readers import InputMoments, Reader, readers_of
+from compression.layers.replay import Replay
 from compression.pruning.allocation import Damage
 from compression.pruning.plan import Entry, make_plan
 from compression.scoring.calibration import Calibration
@@ -39,7 +40,7 @@ def measure_damage(
     own, on calibration images. It is measured at several widths, down to one that does severe damage; between them it
     grows as the readers' squared errors do. The curve is the lower convex hull.
 
-    Cost: entries x widths passes over the calibration images.
+    Cost: entries x widths passes over the calibration images, each from the first weight that changes.
 
     Args:
         model: the dense network; it is left as it was.
@@ -90,22 +91,26 @@ class _Bench:
     """Compares a network that has lost channels with itself as it was."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> None:
-        self.model, self.graph, self.calibration = model, graph, calibration
-        self.device = next(model.parameters()).device
+        self.model, self.graph = model, graph
+        device = next(model.parameters()).device
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        batches = [inputs.to(device) for inputs, _ in calibration.batches()]
         with eval_mode(model):
-            calls = find_layer_calls(model, next(calibration.head(2).batches())[0].to(self.device))
-        self.norms = {call.weight: call.norm for call in calls.values()}
-        self.dense = self._log_probabilities()
+            self.norms = {call.weight: call.norm for call in find_layer_calls(model, batches[0][:2]).values()}
+            self.replay = Replay(model, batches)
+        self.dense = _log_probabilities(self.replay.unchanged)
 
     def damage(self, readers: Sequence[Reader], kept: Keep) -> float:
-        """Return the divergence of the network with refitted readers and other units masked; the network is restored."""
+        """Return the divergence of the network with refitted readers and other units masked; it stays as it is."""
         for reader in readers:
             self._refit_(reader)
         mask_(self.model, self.graph, kept)
-        masked = self._log_probabilities()
+        now = self.model.state_dict()
+        changed = {name: tensor.clone() for name, tensor in now.items() if not torch.equal(tensor, self.state[name])}
         self.model.load_state_dict(self.state)
-        return F.kl_div(masked, self.dense, reduction="batchmean", log_target=True).item()
+        with eval_mode(self.model):
+            outputs = self.replay.outputs(changed)
+        return F.kl_div(_log_probabilities(outputs), self.dense, reduction="batchmean", log_target=True).item()
 
     def _refit_(self, reader: Reader) -> None:
         """Write a reader's refitted weight; the norm behind it, or its bias, takes the shift of its outputs."""
@@ -118,10 +123,9 @@ class _Bench:
         elif isinstance(bias := getattr(owner, "bias", None), Tensor):
             bias.add_(lost)
 
-    def _log_probabilities(self) -> Tensor:
-        with eval_mode(self.model):
-            batches = (inputs.to(self.device) for inputs, _ in self.calibration.batches())
-            return torch.cat([F.log_softmax(self.model(inputs).double(), 1).cpu() for inputs in batches])
+
+def _log_probabilities(outputs: Sequence[Tensor]) -> Tensor:
+    return torch.cat([F.log_softmax(output.double(), 1).cpu() for output in outputs])
 
 
 def _at_nothing(points: Sequence[tuple[float, float]]) -> float:
