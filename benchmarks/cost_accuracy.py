@@ -19,7 +19,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def cut_by_peer(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str
         images = sample(data.split("train"), classifier.spec, options.images, 32, case.seed)
         held_out = sample(data.split("val"), classifier.spec, 2000, 250, 0)
         found: list[tuple[float, str, nn.Module]] = []
-        for importance, scope in itertools.product(IMPORTANCES, ("global", "local")):
+        for importance, scope in _peers_to_try(case, options):
             narrow = cut_by_torch_pruning(classifier.model, classifier.spec, images, importance, scope, case.budget)
             recalibrate_(narrow, images)
             found.append((top1(narrow, held_out), f"{importance}, {scope}", narrow))
@@ -118,6 +118,15 @@ def cut_by_peer(case: Case, options: argparse.Namespace) -> tuple[Path, dict[str
         values = {"macs": spent, "cut_seconds": round(time.perf_counter() - begin, 1), "choice": f"{choice} ({best:.3f} on val)"}
         about.write_text(json.dumps(values))
     return path, json.loads(about.read_text())
+
+
+def _peers_to_try(case: Case, options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the importances and scopes that may be best: all for the first seed, afterwards the one that was."""
+    first = replace(case, seed=options.seeds[0]).folder(options) / "cut/about.json"
+    if not first.exists():
+        return list(itertools.product(IMPORTANCES, ("global", "local")))
+    importance, scope = json.loads(first.read_text())["choice"].partition(" (")[0].split(", ")
+    return [(importance, scope)]
 
 
 @torch.no_grad()
@@ -204,7 +213,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--epochs", nargs="+", type=int, default=[0, 1, 6])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--share", type=float, default=0.2, help="of the training images in an epoch")
     parser.add_argument("--project", default="runs/cost_accuracy")
     options = parse_options(parser)

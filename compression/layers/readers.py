@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls
-from compression.layers.samples import LayerSamples, layer_samples
+from compression.layers.samples import LayerSamples, layer_samples, positions_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from compression.tracing.record import owned_tensors
 from utils.modes import eval_mode
 
-POSITIONS = 64  # outputs of an image that are sampled at most
 DAMPING = 1e-2  # of the covariance's mean diagonal, added to it
 LARGEST = 6144  # inputs of an output: no covariance of more is inverted
 
@@ -94,14 +93,14 @@ class InputMoments:
 class _Reading(ForwardCalls):
     """Adds up the moments of the inputs of some weights."""
 
-    def __init__(self, wanted: Mapping[int, str], seed: int) -> None:
+    def __init__(self, wanted: Mapping[int, str], positions: int, seed: int) -> None:
         super().__init__()
-        self.wanted, self.seed = wanted, seed
+        self.wanted, self.positions, self.seed = wanted, positions, seed
         self.moments: dict[str, InputMoments] = {}
 
     def on_call(self, number: int, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if func in LAYERS and (name := self.wanted.get(id(args[1]))):
-            samples = layer_samples(func, args, kwargs, POSITIONS, self.seed + number)
+            samples = layer_samples(func, args, kwargs, self.positions, self.seed + number)
             for _, x in samples.chunks(0, len(args[0]), torch.float32):  # a chunk at a time; the sum over them is in float64
                 if name not in self.moments:
                     self.moments[name] = InputMoments.near(x, samples)
@@ -110,7 +109,9 @@ class _Reading(ForwardCalls):
 
 
 @torch.no_grad()
-def measure_readers(model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor], seed: int = 0) -> dict[str, InputMoments]:
+def measure_readers(
+    model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor], seed: int = 0, images: int = 0
+) -> dict[str, InputMoments]:
     """Return the moments of the inputs of all weights that read channels of prunable groups, by the weights' names.
 
     Cost: one forward pass; d^2 numbers for a weight with d inputs of an output.
@@ -119,10 +120,11 @@ def measure_readers(model: nn.Module, graph: ChannelGraph, batches: Iterable[Ten
         model: the network that was traced.
         batches: normalised inputs, [B, C, H, W].
         seed: of the positions that are sampled.
+        images: how many there are in all, on which it depends how many positions of each are sampled.
     """
     names = {member.tensor for group in graph.prunable for member in group.readers}
     wanted = {key: name for key, (name, _) in owned_tensors(model).items() if name in names}
-    reading, device = _Reading(wanted, seed), next(model.parameters()).device
+    reading, device = _Reading(wanted, positions_for(images), seed), next(model.parameters()).device
     with eval_mode(model):
         for inputs in batches:
             reading.number = 0

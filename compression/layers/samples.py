@@ -14,6 +14,14 @@ from torch import Tensor
 from compression.layers.calls import CONVOLUTIONS, TRANSPOSED
 
 SAMPLE_BYTES = 1 << 27  # of samples at a time
+SAMPLES = 1 << 15  # of all images together, as far as the next line allows
+POSITIONS = (16, 64)  # outputs of an image that are sampled: at least, at most
+
+
+def positions_for(images: int) -> int:
+    """Return how many outputs of each image are sampled: more images say more than more positions of the same ones."""
+    least, most = POSITIONS
+    return min(max(SAMPLES // max(images, 1), least), most)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def allowed_widths(entry: Entry, round_to: int, min_channels: int) -> list[int]:
     """Return the numbers of units that an entry may keep, ascending; whole is always one of them.
 
     Args:
-        entry: groups that share a width.
+        entry: groups that share a rate; the widths are its leader's.
         round_to: channels (not units) are kept in multiples of this.
         min_channels: the fewest channels to keep.
     """
@@ -84,7 +84,7 @@ def allocate(
             f" can stay with --min-channels {min_channels} and --round-to {round_to}"
         )
     chosen = search.refill(search.descend())
-    return {group.name: options[at] for entry, options, at in zip(entries, search.options, chosen, strict=True) for group in entry}
+    return search.widths(chosen)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,17 @@ class _Search:
     budget: Budget
     damage: Damage | None
 
+    def widths(self, chosen: Sequence[int]) -> dict[str, int]:
+        """Return the widths of a choice; where a rate is a share of what arrives, no more than that stays."""
+        found: dict[str, int] = {}
+        for entry, options, at in zip(self.entries, self.options, chosen, strict=True):
+            found |= entry.widths(min(options[at], entry.base(found)))
+        return found
+
     def cost(self, chosen: Sequence[int]) -> float:
         """Return the cost of a choice."""
         cost = self.budget.cost
-        return cost(cost.vector({g.name: self.options[i][chosen[i]] for i, entry in enumerate(self.entries) for g in entry}))
+        return cost(cost.vector(self.widths(chosen)))
 
     def descend(self) -> list[int]:
         """Take steps down from the whole network until the budget holds."""

@@ -10,6 +10,8 @@ from compression.scoring.criteria import CRITERIA
 from utils.arguments import check_at_least, flag, shared
 from utils.errors import UserError
 
+MANY, FEW, SMALL = 1024, 512, 96  # images that a cut is made on: many where they have at most so many pixels a side
+
 
 @dataclass(frozen=True)
 class PruneArguments:
@@ -50,7 +52,9 @@ class PruneArguments:
         group="pruning",
     )
     ranks: str = flag("", "take the scores from the rank files in this folder", metavar="FOLDER", group="pruning")
-    images: int = flag(512, "training images used for the scores", group="data")
+    images: int | None = flag(
+        None, f"training images used for the scores and the refit (default: {MANY}, above {SMALL} px {FEW})", group="data"
+    )
     batch_size: int = flag(32, "images per forward pass", "--batch", group="run")
     refit: bool = flag(
         True, "after the cut, fit the weights that remain to the dense network's outputs; labels are not used", group="pruning"
@@ -68,6 +72,10 @@ class PruneArguments:
     project: str = shared.project("runs/prune")
     name: str = shared.name()
     exist_ok: bool = shared.exist_ok()
+
+    def images_for(self, imgsz: int) -> int:
+        """Return how many training images are used at an image size: what they cost grows with it."""
+        return self.images or (MANY if imgsz <= SMALL else FEW)
 
     @property
     def measures_damage(self) -> bool:
@@ -94,8 +102,10 @@ def check_arguments(arguments: PruneArguments) -> None:
     for name in ("macs", "params"):
         if (share := getattr(arguments, name)) is not None:
             check_share(name, share)
-    check_at_least(arguments, round_to=1, min_channels=1, images=1, batch_size=1, num_classes=1, seed=0)
-    if arguments.recalibrate_bn and min(arguments.images, arguments.batch_size) < 2:
+    check_at_least(arguments, round_to=1, min_channels=1, batch_size=1, num_classes=1, seed=0)
+    if arguments.images is not None:
+        check_at_least(arguments, images=1)
+    if arguments.recalibrate_bn and min(arguments.images or FEW, arguments.batch_size) < 2:
         raise UserError("--recalibrate-bn needs --images and --batch-size of at least 2: one image may have no variance")
     if not arguments.weights and not (arguments.dry_run and arguments.model):
         raise UserError("give --weights; with --dry-run, --model NAME and --num-classes N will do")

@@ -63,10 +63,10 @@ def _curve(
     size, least = entry[0].size, max(1, *(len(group.fixed) for group in entry))
     probed = {max(round(share * size), least) for share in (*PROBED, *_halvings(PROBED[-1], size))} - {size}
     readers = {group.name: readers_of(group, graph.shapes, moments) for group in entry}
-    kept = {group.name: set(range(size)) for group in entry}
+    kept = {group.name: set(range(group.size)) for group in entry}
     widths, errors, measured = [size], [0.0], {0.0: 0.0}  # error -> damage
     for width in sorted({*range(size - 1, min(probed, default=size), -max(size // STEPS, 1)), *probed}, reverse=True):
-        plan, error = make_plan(graph, {group.name: width for group in entry}, orders), errors[-1]
+        plan, error = make_plan(graph, entry.widths(width), orders), errors[-1]
         for name, units in plan.kept.items():
             going = sorted(kept[name] - set(units))
             error += sum(max(reader.remove_(going), 0.0) for reader in readers[name]) if going else 0.0

@@ -4,17 +4,56 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 from compression.pruning.rates import format_rates, kept_channels, parse_rates, rate_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
+from models.networks.googlenet import INCEPTIONS
+from models.networks.mobilenet import STAGES
 from models.networks.resnet import CIFAR_DEPTHS
 from utils.errors import UserError
 
-Entry = tuple[ChannelGroup, ...]  # the groups that one rate of a compress_rate is for
+
+class Entry(tuple[ChannelGroup, ...]):
+    """The groups that one rate of a compress_rate is for; the first leads. HRank+'s grammars have entries that are for none.
+
+    Attributes:
+        arriving: groups whose kept units the rate is a share of; without any, it is a share of the leader's own.
+    """
+
+    arriving: tuple[ChannelGroup, ...]
+
+    def __new__(cls, groups: Iterable[ChannelGroup] = (), arriving: Iterable[ChannelGroup] = ()) -> Entry:
+        entry = super().__new__(cls, groups)
+        entry.arriving = tuple(arriving)
+        return entry
+
+    def base(self, widths: Mapping[str, int]) -> int:
+        """Return how many units the rate is a share of, at the widths of the other groups."""
+        return sum(widths.get(group.name, group.size) for group in self.arriving) or self[0].size
+
+    def widths(self, kept: int, rate: Decimal | None = None) -> dict[str, int]:
+        """Return the units that each group keeps where the leader keeps ``kept``.
+
+        A group of m times the leader's units keeps m times as many; any other keeps what the rate leaves of it.
+        """
+        found = {}
+        for group in self:
+            if group.size % self[0].size == 0:
+                found[group.name] = group.size // self[0].size * kept
+            else:
+                found[group.name] = kept_channels(group.size, rate_for((self[0].size, kept)) if rate is None else rate)
+        return found
+
+    def rate(self, widths: Mapping[str, int]) -> Decimal:
+        """Return the rate that gives these widths."""
+        if not self:
+            return Decimal(0)
+        others = [(group.size, widths.get(group.name, group.size)) for group in self if group.size % self[0].size]
+        return rate_for((self.base(widths), widths.get(self[0].name, self[0].size)), *others)
 
 
 @dataclass(frozen=True)
@@ -82,29 +121,69 @@ def entries_of(graph: ChannelGraph, model_name: str) -> list[Entry]:
     entries, which leave out the last stage and join the inner layers of a bottleneck.
     """
     if model_name not in HRANK_ENTRIES:
-        return [(group,) for group in graph.prunable]
+        return [Entry((group,)) for group in graph.prunable]
     by_weight = {member.tensor: group for group in graph.groups for member in group.producers}
-    return [tuple(by_weight[f"{module}.weight"] for module in modules) for modules in HRANK_ENTRIES[model_name]()]
+    layout = HRANK_ENTRIES[model_name]()
+    arriving = HRANK_ARRIVING.get(model_name, dict)()
+
+    def groups(modules: Iterable[str]) -> list[ChannelGroup]:
+        return [by_weight[f"{module}.weight"] for module in modules]
+
+    return [Entry(groups(modules), groups(arriving.get(i, ()))) for i, modules in enumerate(layout)]
 
 
-def _cifar_resnet(depth: int) -> list[tuple[str, ...]]:
+def _cifar_resnet(depth: int) -> Layout:
     blocks = (depth - 2) // 6
     mids = [(f"layer{stage}.{block}.conv1",) for stage in (1, 2, 3) for block in range(blocks)]
     return [("conv1",), ("layer1.0.conv2",), ("layer2.0.conv2",), *mids]
 
 
-def _resnet50() -> list[tuple[str, ...]]:
+def _resnet50() -> Layout:
     outputs = [(f"layer{stage}.0.conv3",) for stage in (1, 2, 3)]
     mids = [(f"layer{s}.{b}.conv1", f"layer{s}.{b}.conv2") for s, depth in enumerate((3, 4, 6, 3), 1) for b in range(depth)]
     return [("conv1",), *outputs, *mids]
 
 
+def _googlenet() -> Layout:
+    blocks = [tuple(f"{name}.{layer}" for layer in ("branch3x3.3", "branch5x5.3", "branch5x5.6")) for name in INCEPTIONS]
+    return [(), *blocks[:-1], (f"{INCEPTIONS[-1]}.branch5x5.3",)]
+
+
+def _densenet40() -> Layout:
+    layers = [[(f"dense{stage}.{i}.conv1",) for i in range(12)] for stage in (1, 2, 3)]
+    return [(), *layers[0], ("trans1.conv1",), *layers[1], ("trans2.conv1",), *layers[2]]
+
+
+def _arriving_in_densenet40() -> dict[int, Sequence[str]]:
+    layout = ["conv1", *(modules[0] for modules in _densenet40()[1:])]
+    return {13: layout[:13], 26: layout[13:26]}
+
+
+def _mobilenet_v2() -> Layout:
+    """Return the outputs of the stages, each with the hidden layers that read it, which have six times its channels."""
+    layout: Layout = [()]
+    first = 1
+    for _, _, blocks, _ in STAGES:
+        place = 3 if first == 1 else 6  # the first block does not expand
+        readers = range(first + 1, min(first + blocks, 17) + 1)
+        layout.append((f"features.{first}.conv.{place}", *(f"features.{block}.conv.0" for block in readers)))
+        first += blocks
+    return layout
+
+
+Layout = list[tuple[str, ...]]
 # model -> the modules of each entry, as HRank+ counts them.
-HRANK_ENTRIES: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+HRANK_ENTRIES: dict[str, Callable[[], Layout]] = {
     "vgg16-cifar": lambda: [(f"features.conv{i}",) for i in range(12)],
     "resnet50": _resnet50,
     **{f"resnet{depth}": (lambda depth=depth: _cifar_resnet(depth)) for depth in CIFAR_DEPTHS},  # type: ignore[misc]
+    "googlenet-cifar": _googlenet,
+    "densenet40": _densenet40,
+    "mobilenet-v1": lambda: [(), *((f"features.{i}.3",) for i in range(12))],
+    "mobilenet-v2-hrank": _mobilenet_v2,
 }
+# model -> entry -> the modules whose outputs its rate is a share of: a transition of DenseNet keeps a share of what arrives.
+HRANK_ARRIVING: dict[str, Callable[[], dict[int, Sequence[str]]]] = {"densenet40": _arriving_in_densenet40}
 
 
 def widths_of_rates(entries: Sequence[Entry], compress_rate: str) -> dict[str, int]:
@@ -120,22 +199,25 @@ def widths_of_rates(entries: Sequence[Entry], compress_rate: str) -> dict[str, i
             f"compress_rate has {len(rates)} entries, this network takes {len(entries)}:\n{entry_table(entries)}\n"
             "one number stands for all; '*' repeats a rate"
         )
-    widths = {}
+    widths: dict[str, int] = {}
     for entry, rate in zip(entries, rates, strict=True):
+        if not entry:
+            continue
+        found = entry.widths(kept_channels(entry.base(widths), rate), rate)
         for group in entry:
-            kept = kept_channels(group.size, rate)
-            if kept < group.size and (group.reason or kept < len(group.fixed)):
+            if found[group.name] < group.size and (group.reason or found[group.name] < len(group.fixed)):
                 reason = group.reason or f"{len(group.fixed)} of its {group.size} channels must"
                 raise UserError(f"compress_rate {rate} for '{group.name}' is impossible: it stays ({reason})")
-            widths[group.name] = kept
+        widths |= found
     return widths
 
 
 def rates_of_widths(entries: Sequence[Entry], widths: Mapping[str, int]) -> str:
     """Return the compress_rate that gives these widths."""
-    return format_rates([rate_for(entry[0].size, widths.get(entry[0].name, entry[0].size)) for entry in entries])
+    return format_rates([entry.rate(widths) for entry in entries])
 
 
 def entry_table(entries: Sequence[Entry]) -> str:
     """Return the numbered entries, a line each."""
-    return "\n".join(f"  {i:>3}  {' + '.join(f'{g.name} ({g.size})' for g in entry)}" for i, entry in enumerate(entries))
+    shown = [" + ".join(f"{group.name} ({group.size})" for group in entry) or "nothing; HRank+ has a number here" for entry in entries]
+    return "\n".join(f"  {i:>3}  {line}" for i, line in enumerate(shown))

@@ -63,17 +63,17 @@ def kept_channels(channels: int, rate: Decimal) -> int:
     return max(channels * (1 - Fraction(rate)) // 1, 1)  # Decimal would round to 28 digits
 
 
-def rate_for(channels: int, kept: int) -> Decimal:
-    """Return the rate of the fewest decimals at which exactly ``kept`` of ``channels`` stay."""
+def rate_for(*kept_of: tuple[int, int]) -> Decimal:
+    """Return the rate of the fewest decimals at which, of each (channels, kept), exactly ``kept`` of ``channels`` stay."""
     for decimals in range(1, 13):
         unit = Decimal(1).scaleb(-decimals)
         # The smallest rate that removes enough is the most readable; it must not remove one more.
-        low = (1 - Decimal(kept + 1) / channels).quantize(unit, ROUND_FLOOR) + unit
-        high = (1 - Decimal(kept) / channels).quantize(unit, ROUND_FLOOR)
+        low = max((1 - Decimal(kept + 1) / channels).quantize(unit, ROUND_FLOOR) + unit for channels, kept in kept_of)
+        high = min((1 - Decimal(kept) / channels).quantize(unit, ROUND_FLOOR) for channels, kept in kept_of)
         for rate in (high, low):
-            if 0 <= rate < 1 and kept_channels(channels, rate) == kept:
+            if 0 <= rate < 1 and all(kept_channels(channels, rate) == kept for channels, kept in kept_of):
                 return rate
-    raise AssertionError(f"no rate keeps {kept} of {channels}")
+    raise AssertionError(f"no rate keeps {kept_of}")
 
 
 def format_rates(rates: Sequence[Decimal]) -> str:

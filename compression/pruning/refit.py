@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls, LayerCall, find_layer_calls
 from compression.layers.moments import Moments
-from compression.layers.samples import LayerSamples, layer_samples, sampled
+from compression.layers.samples import LayerSamples, layer_samples, positions_for, sampled
 from compression.tracing.graph import ChannelGraph, Keep
 from utils.modes import eval_mode
 
-POSITIONS = 64  # outputs of an image that are sampled at most
 HELD_OUT = 4  # one image of so many is held out
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FIRST_RIDGE = 1e-2  # the search begins here and goes where the held-out error falls
@@ -122,7 +121,7 @@ class _Plan:
         return {call.addend for call in self.calls.values() if call.addend is not None}
 
     def sampled(self, call: LayerCall, func: Any, outputs: Tensor, first: int = 0) -> Tensor:
-        return sampled(outputs, func, POSITIONS, self.seed + call.number, first, self.images)
+        return sampled(outputs, func, positions_for(self.images), self.seed + call.number, first, self.images)
 
 
 class _Targets(ForwardCalls):
@@ -177,7 +176,7 @@ class _Refitter(ForwardCalls):
     def _refit(self, call: LayerCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         if args[1][0].numel() > LARGEST_SYSTEM:
             return
-        samples = layer_samples(func, args, kwargs, POSITIONS, self.plan.seed + call.number)
+        samples = layer_samples(func, args, kwargs, positions_for(self.plan.images), self.plan.seed + call.number)
         module = self.narrow.get_submodule(call.norm) if call.norm else None
         norm = module if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
         scale = _scale_of(norm, samples)

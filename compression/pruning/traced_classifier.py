@@ -50,8 +50,8 @@ class TracedClassifier:
 
     @property
     def cuttable(self) -> list[Entry]:
-        """The entries of which no group is excluded."""
-        return [entry for entry in self.entries if not any(group.name in self.excluded for group in entry)]
+        """The entries that are for some group, none of which is excluded."""
+        return [entry for entry in self.entries if entry and not any(group.name in self.excluded for group in entry)]
 
     def group_rows(self, widths: Mapping[str, int] | None) -> list[dict[str, Any]]:
         """Return a row per channel group: its entry's number, name, channels before and after, and why it can't be cut."""

@@ -73,7 +73,9 @@ def _damage(arguments: PruneArguments, classifier: TracedClassifier, calibration
     model, graph, entries = classifier.model, classifier.graph, classifier.cuttable
     moments = None
     if arguments.refit:
-        moments = scored.readers or measure_readers(model, graph, (inputs for inputs, _ in calibration.batches()), arguments.seed)
+        moments = scored.readers or measure_readers(
+            model, graph, (inputs for inputs, _ in calibration.batches()), arguments.seed, len(calibration)
+        )
     least, most = DAMAGE_IMAGES
     affordable = int(DAMAGE_MACS / (max(classifier.profile.macs, 1) * len(PROBED) * max(len(entries), 1)))
     images = calibration.head(min(max(affordable, least), most))

@@ -207,7 +207,7 @@ def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Net
     sizes = {name: narrow.graph.group(name).size for name in narrow.widths}
     plan: dict[str, Any] = {"kept": {}, "sizes": sizes, "widths": dict(narrow.widths)}
     if has_weights:
-        orders = score_by_files(arguments.ranks, dense.model, narrow.graph).orders
+        orders = score_by_files(arguments.ranks, dense.model, narrow.graph, spec.name).orders
         noise = torch.randn(2, spec.channels, spec.imgsz, spec.imgsz, generator=torch.Generator().manual_seed(0))
         loaded = load_model(narrow.model, dense.model.state_dict(), orders, noise, groups=group_counts(dense.model))
         plan |= loaded.to_dict()

@@ -9,7 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, CifarResNet, ResNet
+from models.networks.densenet import CifarDenseNet
+from models.networks.googlenet import CifarGoogLeNet
+from models.networks.mobilenet import MobileNetV1, MobileNetV1Sequential, MobileNetV2
+from models.networks.plain import VGG_DEPTHS, Plain20, PlainVGG
+from models.networks.preact_resnet import CifarPreactResNet, PreactResNet
+from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, Bottleneck, CifarResNet, ResNet
 from models.networks.vgg import CifarVGG
 from models.networks.yolo import build_yolo, rows_of
 from utils.errors import UserError, unknown
@@ -42,11 +47,33 @@ ARCHITECTURES: dict[str, Builder] = {
     **{f"resnet{depth}": partial(CifarResNet, (depth - 2) // 6, True) for depth in CIFAR_DEPTHS},
     **{f"resnet{depth}-b": partial(CifarResNet, (depth - 2) // 6, False) for depth in CIFAR_DEPTHS},
     **{f"resnet{depth}": partial(ResNet, *block_and_depths) for depth, block_and_depths in IMAGENET_DEPTHS.items()},
+    **{f"preact-resnet{depth}": partial(CifarPreactResNet, (depth - 2) // 6, False) for depth in CIFAR_DEPTHS},
+    **{f"preact-resnet{depth}-b": partial(CifarPreactResNet, (depth - 2) // 6, True) for depth in CIFAR_DEPTHS},
+    **{f"preact-resnet{depth}": partial(PreactResNet, block is Bottleneck, depths) for depth, (block, depths) in IMAGENET_DEPTHS.items()},
     "vgg16-cifar": CifarVGG,
+    **{f"vgg{depth}-distiller": partial(PlainVGG, depth, False) for depth in VGG_DEPTHS},
+    **{f"vgg{depth}-bn-distiller": partial(PlainVGG, depth, True) for depth in VGG_DEPTHS},
+    "plain20": partial(Plain20, True),
+    "plain20-nobn": partial(Plain20, False),
+    "googlenet-cifar": CifarGoogLeNet,
+    "densenet40": CifarDenseNet,
+    "mobilenet-v1": MobileNetV1,
+    "mobilenet-v1-distiller": MobileNetV1Sequential,
+    "mobilenet-v2-hrank": MobileNetV2,
 }
-# Names from HRank and Distiller.
+# Names from HRank and Distiller. Two of HRank's, googlenet and mobilenet_v2, are torchvision's and mean its networks.
 ALIASES = {
     "vgg_16_bn": "vgg16-cifar",
+    "densenet_40": "densenet40",
+    "mobilenet_v1": "mobilenet-v1",
+    "mobilenet": "mobilenet-v1-distiller",
+    "plain20_cifar": "plain20",
+    "plain20_cifar_nobn": "plain20-nobn",
+    **{f"vgg{n}_cifar": f"vgg{n}-distiller" for n in VGG_DEPTHS},
+    **{f"vgg{n}_bn_cifar": f"vgg{n}-bn-distiller" for n in VGG_DEPTHS},
+    **{f"preact_resnet{n}": f"preact-resnet{n}" for n in IMAGENET_DEPTHS},
+    **{f"preact_resnet{n}_cifar": f"preact-resnet{n}" for n in CIFAR_DEPTHS},
+    **{f"preact_resnet{n}_cifar_conv_ds": f"preact-resnet{n}-b" for n in CIFAR_DEPTHS},
     **{f"resnet_{n}": f"resnet{n}" for n in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
     **{f"resnet{n}_cifar": f"resnet{n}-b" for n in CIFAR_DEPTHS},
     **{f"yolov5{size}": f"yolov5{size}-cls" for size in YOLO_SIZES},

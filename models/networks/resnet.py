@@ -102,6 +102,8 @@ def initialise_convolutions_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            with torch.no_grad():  # torch counts the outputs of all groups
+                module.weight.mul_(module.groups**0.5)
 
 
 class ResNet(nn.Module):

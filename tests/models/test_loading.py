@@ -158,11 +158,14 @@ def test_weights_that_do_not_fit_are_refused_and_leave_the_model_unchanged(damag
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
+SAME_TENSORS = {"plain20": "resnet20"}  # shortcuts of option A have none
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_network_is_known_by_its_tensors(name):
     with torch.device("meta"):
         state = build(ModelSpec(name, 3, channels=1)).state_dict()
-    assert identify(state, Path("x.pt")) == name
+    assert identify(state, Path("x.pt")) == SAME_TENSORS.get(name, name)
 
 
 def test_tensors_of_an_unknown_network_are_refused():

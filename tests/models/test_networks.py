@@ -41,7 +41,11 @@ def perturb_(model):
 
 def test_the_table_holds_every_network_of_our_own():
     yolo = {f"yolov5{size}-cls" for size in "nsmlx"}
-    assert set(ARCHITECTURES) == yolo | {f"resnet{n}" for n in CIFAR + IMAGENET} | {f"resnet{n}-b" for n in CIFAR} | {"vgg16-cifar"}
+    residual = {f"{kind}resnet{n}" for kind in ("", "preact-") for n in CIFAR + IMAGENET}
+    residual |= {f"{kind}resnet{n}-b" for kind in ("", "preact-") for n in CIFAR}
+    plain = {f"vgg{n}{norm}-distiller" for n in (11, 13, 16, 19) for norm in ("", "-bn")} | {"plain20", "plain20-nobn", "vgg16-cifar"}
+    mobile = {"mobilenet-v1", "mobilenet-v1-distiller", "mobilenet-v2-hrank"}
+    assert set(ARCHITECTURES) == yolo | residual | plain | mobile | {"googlenet-cifar", "densenet40"}
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -113,11 +117,90 @@ RESNET_PARAMS = {
     # 13 convs with bias 14,714,688, their norms 2*4,224, hidden layer 262,656 and its norm 1,024, head 5,130
     "vgg16-cifar": 14_991_946,
 }
+PUBLISHED_PARAMS = {
+    ("googlenet-cifar", 10): 6_166_250,
+    ("densenet40", 10): 1_059_298,
+    ("mobilenet-v1", 1000): 4_231_976,
+    ("mobilenet-v1-distiller", 1000): 4_231_976,
+    ("mobilenet-v2-hrank", 1000): 3_504_872,
+    # as ResNet-20, whose last norms are where here the first ones are
+    ("preact-resnet20", 10): 269_722,
+    ("preact-resnet20-b", 10): 269_722 + 16 * 32 + 32 * 64,
+    # as ResNet-20 and -18 less the norms of the shortcuts, 2 * (128 + 256 + 512), and the second ones of the blocks, 2 * 2 * 960,
+    # with norms in front of seven blocks, 2 * (64 + 64 + 128 + 128 + 256 + 256 + 512), and the final one, 2 * 512
+    ("preact-resnet18", 1000): 11_689_512 - 1792 - 3840 + 2816 + 1024,
+    ("plain20", 10): 269_722,
+    ("plain20-nobn", 10): 269_722 - 2 * (7 * 16 + 6 * 32 + 6 * 64),
+    ("vgg16-distiller", 10): 14_714_688 + 5_130,
+    ("vgg11-bn-distiller", 10): 9_231_114,
+}
 IMAGENET_PARAMS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
 
 
 def test_cifar_networks_have_the_parameters_worked_out_by_hand():
     assert {name: trainable(on_meta(name, 10)) for name in RESNET_PARAMS} == RESNET_PARAMS
+
+
+@pytest.mark.parametrize(("network", "classes"), PUBLISHED_PARAMS)
+def test_networks_of_hrank_and_distiller_have_the_published_parameters(network, classes):
+    assert trainable(on_meta(network, classes)) == PUBLISHED_PARAMS[network, classes]
+
+
+# Names that HRank's checkpoints and Distiller's schedules use.
+NAMES = {
+    "googlenet": (
+        "googlenet-cifar",
+        ["pre_layers.0", "inception_a3.branch1x1.0", "inception_b5.branch5x5.6", "inception_e4.branch_pool.1"],
+    ),
+    "densenet_40": ("densenet40", ["conv1", "dense1.0.bn1", "dense3.11.conv1", "trans2.conv1", "bn", "fc"]),
+    "mobilenet_v1": ("mobilenet-v1", ["conv1.0", "features.12.3", "features.0.1", "classifier.0"]),
+    "mobilenet_v2": ("mobilenet-v2-hrank", ["features.0.0", "features.1.conv.3", "features.17.conv.6", "features.18.0", "classifier.1"]),
+    "preact_resnet20_cifar": ("preact-resnet20", ["layer1.0.pre_relu", "layer3.2.bn", "final_relu", "fc"]),
+    "preact_resnet20_cifar_conv_ds": ("preact-resnet20-b", ["layer2.0.downsample", "layer1.0.pre_bn"]),
+    "preact_resnet18": ("preact-resnet18", ["relu1", "layer1.1.pre_relu", "layer1.0.relu1_2", "layer4.0.downsample.0", "final_relu"]),
+    "preact_resnet50": ("preact-resnet50", ["layer1.0.relu2_3", "layer1.0.bn2_3", "layer4.2.conv3"]),
+    "mobilenet": ("mobilenet-v1-distiller", ["model.0.0", "model.4.3", "model.13.4", "fc"]),
+    "plain20_cifar": ("plain20", ["bn1", "layer1.0.relu1", "layer3.2.conv2", "fc"]),
+    "vgg16_cifar": ("vgg16-distiller", ["features.0", "features.28", "classifier"]),
+    "vgg19_bn_cifar": ("vgg19-bn-distiller", ["features.1", "classifier"]),
+}
+
+
+@pytest.mark.parametrize("spelling", NAMES)
+def test_networks_of_hrank_and_distiller_have_their_names(spelling):
+    name, modules = NAMES[spelling]
+    if spelling not in ("googlenet", "mobilenet_v2"):  # which are torchvision's
+        assert resolve_model(spelling) == (name, None)
+    assert set(modules) <= {module for module, _ in on_meta(name).named_modules()}
+
+
+def test_mobilenet_v2_is_torchvisions():
+    torch.manual_seed(0)
+    theirs = perturb_(torchvision.models.mobilenet_v2(weights=None, num_classes=6))
+    ours = build(ModelSpec("mobilenet-v2-hrank", 6)).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    image = torch.rand(2, 3, 64, 48)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
+
+
+def test_both_forms_of_mobilenet_v1_compute_the_same():
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 64, 48)
+    first, second = perturb_(build(ModelSpec("mobilenet-v1", 6))), build(ModelSpec("mobilenet-v1-distiller", 6)).eval()
+    second.load_state_dict(dict(zip(second.state_dict(), first.state_dict().values(), strict=True)))
+    with torch.inference_mode():
+        assert torch.equal(first(image), second(image))
+
+
+def test_plain_vgg_has_torchvisions_convolutions():
+    torch.manual_seed(0)
+    theirs = perturb_(torchvision.models.vgg11_bn(weights=None, num_classes=6))
+    ours = build(ModelSpec("vgg11-bn-distiller", 6)).eval()
+    image = torch.rand(2, 3, 64, 48)
+    with torch.inference_mode():
+        ours.features.load_state_dict(theirs.features.state_dict())
+        torch.testing.assert_close(ours.features(image), theirs.features(image))
 
 
 def test_imagenet_networks_have_the_published_parameters():
@@ -314,3 +397,9 @@ def test_norm_eps_of_a_spec_is_applied_by_name():
     assert (model.bn1.eps, model.layer1[0].bn1.eps) == (0.125, 1e-5)
     with pytest.raises(UserError, match=r"unknown normalisation layer 'bn9'. Did you mean 'bn1'"):
         build(ModelSpec("resnet20", 2, norm_eps={"bn9": 1e-3}))
+
+
+def test_depthwise_convolutions_begin_with_the_spread_of_their_own_fan():
+    torch.manual_seed(0)
+    weight = build(ModelSpec("mobilenet-v1", 6)).features[12][0].weight  # 1,024 channels, 9 outputs each
+    assert weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)

@@ -17,7 +17,7 @@ import yaml
 from compression.pruning import narrowing
 from compression.pruning import report as pruning_report
 from compression.pruning.costs import Cost
-from compression.pruning.plan import PruningPlan
+from compression.pruning.plan import Entry, PruningPlan
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut
 from compression.training.arguments import TrainArguments
@@ -470,7 +470,7 @@ def test_channels_that_must_stay_may_stand_anywhere(script, tmp_path, monkeypatc
     monkeypatch.setattr("compression.pruning.traced_classifier.build", lambda _: LastStay())
     done = script("prune.py", "--dry-run", "--model", "resnet20", "--imgsz", 8, "--compress_rate", "x")
     assert done.code == 2
-    monkeypatch.setattr("compression.pruning.traced_classifier.entries_of", lambda graph, _: [(group,) for group in graph.prunable])
+    monkeypatch.setattr("compression.pruning.traced_classifier.entries_of", lambda graph, _: [Entry((group,)) for group in graph.prunable])
     done = script("prune.py", "--dry-run", "--model", "resnet20", "--imgsz", 8, "--compress_rate", "[0.5]", "--json", "out.json")
     assert done.code == 0, done.err
     # 8 of 16 filters of 27 weights and a bias; the head reads 8 + 4 channels.

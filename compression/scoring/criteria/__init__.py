@@ -99,7 +99,7 @@ def default_criterion(model: nn.Module, for_budget: bool) -> str:
     return "taylor" if any(isinstance(module, WITHOUT_ZEROS) for module in model.modules()) else "rank"
 
 
-def score_by_files(folder: str, model: nn.Module, graph: ChannelGraph) -> NetworkScores:
+def score_by_files(folder: str, model: nn.Module, graph: ChannelGraph, model_name: str = "") -> NetworkScores:
     """Score the units of every prunable group by the rank files in a folder.
 
     Groups that no map shows (HRank writes no files of linear layers) are scored by the norm of their weights.
@@ -107,6 +107,6 @@ def score_by_files(folder: str, model: nn.Module, graph: ChannelGraph) -> Networ
     Raises:
         UserError: a file is missing, damaged or of another network.
     """
-    found = scores_from_ranks(load_ranks(folder, graph), graph)
+    found = scores_from_ranks(load_ranks(folder, graph, model_name), graph)
     missing = any(group.name not in found for group in graph.prunable)
     return NetworkScores({**(score("l2", model, graph, None, 0).groups if missing else {}), **found})

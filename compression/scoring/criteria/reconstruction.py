@@ -23,7 +23,7 @@ STEPS = 64
 
 def reconstruction(task: ScoringTask) -> NetworkScores:
     """Score by the readers' squared error after the best refit."""
-    moments = measure_readers(task.model, task.graph, (inputs for inputs, _ in task.images.batches()), task.seed)
+    moments = measure_readers(task.model, task.graph, (inputs for inputs, _ in task.images.batches()), task.seed, len(task.images))
     scores, norms = {}, l2(task).groups
     for group in task.graph.prunable:
         readers = readers_of(group, task.graph.shapes, moments)

@@ -17,7 +17,7 @@ from compression.pruning import damage as damage_module
 from compression.pruning.allocation import Budget, allocate, allowed_widths
 from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import measure_damage
-from compression.pruning.plan import PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
+from compression.pruning.plan import Entry, PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
 from compression.scoring.calibration import Calibration
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut
@@ -188,11 +188,11 @@ def group(name, size, fixed=(), reason=""):
 
 def test_a_rate_that_would_cut_what_must_stay_is_refused():
     free, partly, stuck = group("a", 10), group("b", 10, range(6)), group("c", 10, reason="it is flipped")
-    assert widths_of_rates([(free,), (partly,), (stuck,)], "[0.5]+[0.4]+[0]") == {"a": 5, "b": 6, "c": 10}
+    assert widths_of_rates([Entry((free,)), Entry((partly,)), Entry((stuck,))], "[0.5]+[0.4]+[0]") == {"a": 5, "b": 6, "c": 10}
     with pytest.raises(UserError, match=r"compress_rate 0.5 for 'b' is impossible: it stays \(6 of its 10 channels must\)"):
-        widths_of_rates([(partly,)], "0.5")
+        widths_of_rates([Entry((partly,))], "0.5")
     with pytest.raises(UserError, match=r"for 'c' is impossible: it stays \(it is flipped\)"):
-        widths_of_rates([(stuck,)], "0.1")
+        widths_of_rates([Entry((stuck,))], "0.1")
 
 
 # ---- plans

@@ -75,6 +75,7 @@ def silence_readers_(model, graph, keep):
         module.register_forward_pre_hook(multiply(living.view(shape)))
     for name, block in modules.items():  # option A reads what the block's first convolution reads
         short = getattr(block, "downsample", None) or getattr(block, "short", None)
+        short = short[-1] if isinstance(short, nn.Sequential) else short  # behind an average pool
         if isinstance(short, PadShortcut):
             reader = f"{name}.conv1.weight" if name else "a.0.weight"
             living = torch.zeros(graph.shapes[reader][1])
