@@ -10,16 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import build, resolve_model
-from models.networks.resnet import CIFAR_DEPTHS
-from models.networks.widths import group_counts, resize_
+from models.networks.plain import VGG_DEPTHS
+from models.networks.resnet import CIFAR_DEPTHS, pad_sources
+from models.networks.widths import group_counts, is_depthwise, resize_
 from models.quantized.preparing import prepare_
-from models.state_dicts import count_channels, count_classes, find_head, find_stem, identify, load_state_
+from models.spelling import respelled
+from models.state_dicts import count_channels, count_classes, find_head, find_stem, identify, is_narrower, load_state_
 from utils.errors import UserError
 from utils.files import pickled_tensors
 from utils.files.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
 from utils.modes import eval_mode
 from utils.options import plain
 from utils.spec import ModelSpec
+
+FOR_CIFAR = (
+    *(f"{kind}resnet{depth}" for kind in ("", "preact-") for depth in CIFAR_DEPTHS),
+    *(f"vgg{depth}{norm}-distiller" for depth in VGG_DEPTHS for norm in ("", "-bn")),
+    *("vgg16-cifar", "googlenet-cifar", "densenet40", "plain20"),
+)
 
 
 @dataclass
@@ -30,6 +38,7 @@ class WeightsFile:
         spec: which network it is, where the file tells.
         checkpoint: the whole content of one of our own checkpoints, else empty.
         named: whether the file holds the class names; else they are placeholders.
+        notes: what was left out or assumed, for the user to read.
     """
 
     path: Path
@@ -37,6 +46,7 @@ class WeightsFile:
     spec: ModelSpec | None = None
     checkpoint: dict[str, Any] = field(default_factory=dict)
     named: bool = True
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -69,7 +79,8 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     check_name(file, model_name)
     spec = file.spec or _spec_of_state_dict(file, model_name)
     model = build_as(spec, file)
-    return LoadedClassifier(model, spec, load_state_(model, file.state), file.checkpoint, file.named)
+    notes = load_state_(model, file.state)
+    return LoadedClassifier(model, spec, [*file.notes, *notes], file.checkpoint, file.named)
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -82,7 +93,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     try:
         content = read_tensor_file(path)
     except NeedsCode as refusal:
-        return _read_yolov5(path, refusal)
+        return _read_pickled(path, refusal)
     if not is_checkpoint(content):
         return WeightsFile(path, {plain(name): value for name, value in find_state_dict(content, path).items()}, named=False)
     content = check_version(content, path)
@@ -99,19 +110,25 @@ def check_name(file: WeightsFile, model_name: str | None) -> None:
 
 def default_size(name: str) -> int:
     """Return the usual side of an architecture's input, pixels."""
-    return 32 if name.startswith(("vgg16-cifar", *(f"resnet{depth}" for depth in CIFAR_DEPTHS))) else 224
+    return 32 if name.startswith(FOR_CIFAR) else 224
 
 
 def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
     """Build a network for a file's weights, which are not loaded yet: as narrow as they are, and quantized if they are.
 
-    Channels were cut if the file has a pruning plan; the shapes of its tensors then give the widths. The head has the
-    specification's classes in any case, and the stem its input channels.
+    The shapes of the tensors give the widths if the file has a pruning plan, or comes from elsewhere and its tensors have
+    fewer channels; it then gets a plan that names no group. The names of a file from elsewhere become the network's. The
+    head has the specification's classes in any case, and the stem its input channels.
 
     Raises:
         UserError: no network of this kind has such shapes, or what the checkpoint says of them is damaged.
     """
     model = build(spec)
+    if not file.checkpoint:
+        file.state, notes = respelled(file.state, model.state_dict())
+        file.notes += notes
+        if is_narrower(file.state, model.state_dict()):
+            file.checkpoint = {"plan": {"kept": {}, "sizes": {}}}
     plan = file.checkpoint.get("plan")
     if not isinstance(plan, dict | None):
         raise UserError(f"{file.path} is damaged: its pruning plan must be a mapping, not {type(plan).__name__}")
@@ -136,8 +153,10 @@ def _narrow_(model: nn.Module, spec: ModelSpec, file: WeightsFile) -> None:
             shape[dim] = target[name].shape[dim]
             state[name] = state[name].new_empty(shape, device="meta")
     _check_groups(spec, model, file.path)
+    state |= pad_sources(model, state)
+    depthwise = {name: len(state[f"{name}.weight"]) for name, module in model.named_modules() if is_depthwise(module)}
     try:
-        resize_(model, state, spec.groups)
+        resize_(model, state, {**depthwise, **spec.groups})
         model.load_state_dict({name: value for name, value in state.items() if not value.is_floating_point()}, strict=False)
         with eval_mode(model), torch.no_grad():  # widths that do not fit together raise here, not later
             model(torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz))
@@ -159,14 +178,18 @@ def _spec_of_state_dict(file: WeightsFile, model_name: str | None) -> ModelSpec:
     return ModelSpec(name, num_classes, default_size(name), count_channels(file.state), definition=definition)
 
 
-def _read_yolov5(path: Path, refusal: NeedsCode) -> WeightsFile:
-    """Take the tensors and class names out of an official YOLOv5 classifier without running its code."""
+def _read_pickled(path: Path, refusal: NeedsCode) -> WeightsFile:
+    """Take the tensors, and of an official YOLOv5 classifier the class names, out of a file without running its code."""
     try:
         content = pickled_tensors.read_pickled(path)
         candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
-        return _from_module(next(value for value in candidates if pickled_tensors.is_module(value)), path)
+        if module := next((value for value in candidates if pickled_tensors.is_module(value)), None):
+            return _from_module(module, path)
+        state, left_out = find_state_dict(content, path), sorted(pickled_tensors.classes_in(content))
     except Exception:  # a hostile file can hold anything
         raise refusal from None
+    note = f"{path} holds more than tensors, which was left out since reading it could run code: {', '.join(left_out[:4])}"
+    return WeightsFile(path, {plain(name): value for name, value in state.items()}, named=False, notes=[note])
 
 
 def _from_module(module: Any, path: Path) -> WeightsFile:
@@ -182,4 +205,5 @@ def _from_module(module: Any, path: Path) -> WeightsFile:
         built = {name: layer.eps for name, layer in build(spec).named_modules() if isinstance(layer, nn.BatchNorm2d)}
     stored = pickled_tensors.module_values(module, "eps")
     differing = {name: float(stored[name]) for name, eps in built.items() if name in stored and stored[name] != eps}
-    return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named)
+    note = f"{path} does not tell the size of its images: {spec.imgsz} px is assumed; if it was trained at another, give --imgsz"
+    return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named, notes=[note])

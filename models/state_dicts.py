@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import ARCHITECTURES, build
+from models.spelling import respelled
 from utils.errors import UserError
 from utils.options import plain
 from utils.spec import ModelSpec
@@ -52,18 +53,43 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
 
 
 def identify(state: Mapping[str, Tensor], path: Path) -> str:
-    """Return the name of the one of our architectures that has a state dict's names and shapes.
+    """Return the name of the one of our architectures that has a state dict's names and shapes, or is as much narrower.
 
     Raises:
         UserError: none has.
     """
     num_classes, channels = count_classes(state, path), count_channels(state)
+    wider: dict[str, dict[str, torch.Size]] = {}
     for name in ARCHITECTURES:
         with torch.device("meta"):
             target = build(ModelSpec(name, num_classes, channels=channels)).state_dict()
-        if _float_shapes(target) == _float_shapes(_rename_head(dict(state), target, [])):
+        found = _rename_head(respelled(state, target)[0], target, [])
+        if _float_shapes(target) == _float_shapes(found):
             return name
+        if is_narrower(found, target) and (shapes := _float_shapes(target)) not in wider.values():
+            wider[name] = shapes
+    if len(wider) == 1:
+        return next(iter(wider))
+    if wider:
+        raise UserError(f"{path} holds a network with fewer channels than one of ours: {', '.join(wider)}; say which with --model")
     raise UserError(f"{path} is a plain state dict whose shapes match none of our architectures; name its architecture with --model")
+
+
+def is_narrower(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict has the target's floating-point tensors with fewer channels; the head may have any classes."""
+    theirs, ours = _float_shapes(state), _float_shapes(target)
+    head, stem = find_head(target), find_stem(target)
+    if set(theirs) != set(ours) or any(len(theirs[name]) != len(shape) for name, shape in ours.items()):
+        return False
+    narrower = False
+    for name, shape in ours.items():
+        for dim, (one, other) in enumerate(zip(theirs[name], shape, strict=True)):
+            if (dim == 0 and name in (f"{head}.weight", f"{head}.bias")) or (dim == 1 and name == stem):
+                continue
+            if one > other:
+                return False
+            narrower |= one < other
+    return narrower
 
 
 def count_classes(state: Mapping[str, Tensor], path: Path) -> int:

@@ -33,6 +33,7 @@ ROOMS = {
     "utils/output": "logs, plots, reports",
     "models/quantized": "quantized modules",
     "models/networks": "the networks, and their widths",
+    "models/spelling.py": "others' names of tensors to ours",
     "models/state_dicts.py": "a state dict into a network",
     "models/loading.py": "a weights file of any origin to a network",
     "models/backends": "one file a runtime",

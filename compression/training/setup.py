@@ -181,7 +181,7 @@ def _with_weights(spec: ModelSpec, trained: ModelSpec, file: WeightsFile) -> Net
     """Build the network with a file's weights; the head stays fresh if the classes are others, even if they are as many."""
     model, as_many = build_as(spec, file), trained.num_classes == spec.num_classes
     other_classes = file.spec is not None and as_many and set(trained.class_names) != set(spec.class_names)
-    notes = load_state_(model, file.state, fresh_head=other_classes)
+    notes = [*file.notes, *load_state_(model, file.state, fresh_head=other_classes)]
     if file.spec is None and as_many:
         notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
     plan = file.checkpoint.get("plan")

@@ -7,9 +7,27 @@ parameters (HRank's and most public CIFAR checkpoints), B is a 1x1 convolution w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def pad_source(c_in: int, c_out: int) -> Tensor:
+    """Return the input channel of each output channel, int64 [c_out], -1 for a zero channel; where fewer go out, both ends are left out."""
+    source = torch.arange(c_out) - (c_out - c_in) // 2
+    return torch.where((source >= 0) & (source < c_in), source, -1)
+
+
+def pad_sources(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the buffers of a CIFAR-ResNet's shortcuts of option A that a narrow state dict lacks, as HRank+ pads and crops."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PadShortcut) and f"{name}.source" not in state:
+            first, last = (state[f"{name.rpartition('.downsample')[0]}.{conv}.weight"] for conv in ("conv1", "conv2"))
+            found[f"{name}.source"] = pad_source(first.shape[1], last.shape[0])
+    return found
 
 
 class PadShortcut(nn.Module):
@@ -24,10 +42,7 @@ class PadShortcut(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        before = (c_out - c_in) // 2
-        source = torch.full((c_out,), -1)
-        source[before : before + c_in] = torch.arange(c_in)
-        self.register_buffer("source", source)
+        self.register_buffer("source", pad_source(c_in, c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride]

@@ -75,6 +75,11 @@ def group_counts(model: nn.Module) -> dict[str, int]:
     return {name: getattr(module, attribute) for name, module in modules if (attribute := _size_without_shape(module)) is not None}
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Return whether each channel is a group of its own, so that the number of channels gives that of the groups."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels == module.out_channels > 1
+
+
 def _size_without_shape(module: nn.Module) -> str | None:
     """Return the name of a module's size attribute that does not follow from its tensors' shapes."""
     if isinstance(module, nn.modules.conv._ConvNd):

@@ -97,6 +97,8 @@ def read_tensor_file(path: Path) -> Any:
         raise UserError(f"{path} is a folder, not a weights file")
     if not path.exists():
         raise UserError(f"no weights file {path}")
+    if _is_safetensors(path):
+        return _read_safetensors(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about the pickle's protocol; the error that follows says enough
@@ -111,9 +113,29 @@ def read_tensor_file(path: Path) -> Any:
         if error.errno != errno.EINVAL:  # raised by a seek beyond the end of a half-written file
             raise
         raise UserError(f"{path} is not a weights file, or is damaged") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError, struct.error):
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, AssertionError, struct.error) as error:
         # What torch's reader raises for a half-written zip or for bytes that are not a pickle.
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript file; val.py and predict.py run it as *.torchscript") from None
         raise UserError(f"{path} is not a weights file, or is damaged") from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors files do: with the length of a JSON header, and that header."""
+    with path.open("rb") as file:
+        begin = file.read(9)
+    return len(begin) == 9 and begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} is a safetensors file; to read it: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:  # the reader's own errors have no common class
+        raise UserError(f"{path} is a damaged safetensors file ({' '.join(str(error).split())[:80]})") from None
 
 
 def is_checkpoint(content: Any) -> bool:

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from utils.errors import UserError
 
 MAX_DEPTH = 100  # modules within modules
+LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 MAX_BYTES = 8 << 30  # more than any classifier has; larger zips are refused
 
 _STORAGE_DTYPES = {
@@ -70,8 +71,8 @@ class Stub:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor | Stub:
-    if not isinstance(storage, Tensor):
-        return Stub()
+    if not isinstance(storage, Tensor) or not storage.numel():  # of the old format, storages are not known at first
+        return torch.empty(0) if isinstance(storage, Tensor) and 0 in size else Stub()
     return storage.as_strided(size, stride, offset).clone()
 
 
@@ -93,15 +94,21 @@ _ALLOWED = {
 class _TensorUnpickler(pickle.Unpickler):
     """Builds plain values and tensors; every other global becomes a stub."""
 
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # an open entry would keep the archive's file open
-        self.archive, self.root = archive, root
-        self.storages: dict[str, Tensor] = {}
+    storages: dict[str, Tensor]
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGE_DTYPES:
             return _STORAGE_DTYPES[name]
         return _ALLOWED.get((module, name)) or type(name, (Stub,), {"pickled_as": f"{module}.{name}"})
+
+
+class _ZipUnpickler(_TensorUnpickler):
+    """Takes the storages from a zip archive."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))  # an open entry would keep the archive's file open
+        self.archive, self.root = archive, root
+        self.storages = {}
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, *_ = pid
@@ -111,24 +118,73 @@ class _TensorUnpickler(pickle.Unpickler):
         return self.storages[key]
 
 
+class _LegacyUnpickler(_TensorUnpickler):
+    """Takes the storages from those that were read already; notes the types of the others."""
+
+    def __init__(self, file: BinaryIO, storages: dict[str, Tensor]) -> None:
+        super().__init__(file)
+        self.storages, self.types = storages, dict[str, torch.dtype]()
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] != "storage":  # the source of a module's class
+            return Stub()
+        _, dtype, key, *_ = pid
+        self.types[key] = dtype
+        return self.storages.get(key, torch.empty(0, dtype=dtype))
+
+
 def read_pickled(path: Path) -> Any:
-    """Read torch's zip file with every class in it replaced by a stub.
+    """Read a file that torch wrote, a zip or of the format before torch 1.6, with every class in it replaced by a stub.
 
     Raises:
-        UserError: the file is not such a zip, or is damaged.
+        UserError: the file is neither, or is damaged.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                return _read_legacy(file)
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise UserError(f"{path} unpacks to more than {MAX_BYTES >> 30} GiB; it is refused")
             pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
             if len(pickles) != 1:
                 raise UserError(f"{path} is not a weights file that torch wrote")
-            return _TensorUnpickler(archive, pickles[0].removesuffix("data.pkl")).load()
+            return _ZipUnpickler(archive, pickles[0].removesuffix("data.pkl")).load()
     except UserError:
         raise
     except Exception as error:  # a hostile pickle can raise anything from inside the unpickler
         raise UserError(f"{path} can't be read as a pickled network ({type(error).__name__}); save a plain state dict") from None
+
+
+def _read_legacy(file: BinaryIO) -> Any:
+    """Read the format of torch before 1.6: pickles of a magic number, a version, the system, the content, the storages' keys; the storages.
+
+    The content is read twice: tensors can only be made of it when the storages behind it are known.
+    """
+    file.seek(0)
+    if [_LegacyUnpickler(file, {}).load() for _ in range(2)] != [LEGACY_MAGIC, LEGACY_VERSION]:
+        raise ValueError("not torch's")
+    _LegacyUnpickler(file, {}).load()
+    begin = file.tell()
+    first = _LegacyUnpickler(file, {})
+    first.load()
+    storages = {}
+    for key in _LegacyUnpickler(file, {}).load():
+        length, itemsize = file.read(8), first.types[key].itemsize
+        data = bytearray(file.read(int.from_bytes(length, "little") * itemsize))
+        if len(length) != 8 or len(data) != int.from_bytes(length, "little") * itemsize:
+            raise EOFError("a storage is cut off")
+        storages[key] = torch.frombuffer(data, dtype=first.types[key]) if data else torch.empty(0, dtype=first.types[key])
+    file.seek(begin)
+    return _LegacyUnpickler(file, storages).load()
+
+
+def classes_in(content: Any, depth: int = 0) -> set[str]:
+    """Return the names of the classes and functions whose results a file holds in its dicts and lists."""
+    if isinstance(content, Stub):
+        return {getattr(type(content), "pickled_as", "an object")}
+    inner = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return {name for value in inner for name in classes_in(value, depth + 1)} if depth < MAX_DEPTH else set()
 
 
 def module_tensors(module: Stub, prefix: str = "") -> dict[str, Tensor]:
