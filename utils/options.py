@@ -69,15 +69,20 @@ def build(kind: type[T], values: Any, place: Place, ignored: Sequence[str] = ())
         place: the place of the values.
         ignored: further options, which are accepted without effect.
 
+    A class may have ``not_done``: arguments of other tools that have no counterpart here -> why, and what to do instead.
+
     Raises:
         UserError: an option is unknown, missing or has a wrong value, or the instance refuses a combination.
     """
     given = dict(mapping(values, place)) if values is not None else {}
     fields = {field.name: field for field in dataclasses.fields(kind) if "read" in field.metadata}  # type: ignore[arg-type]
+    not_done: Mapping[str, str] = getattr(kind, "not_done", {})
     chosen = {}
     for name, value in given.items():
         if name in fields:
             chosen[name] = fields[name].metadata["read"](value, place / name)
+        elif name in not_done:
+            raise place.error(f"'{name}' {not_done[name]}")
         elif name not in ignored:
             raise place.error(f"unknown argument '{name}'.{nearest(str(name), fields)} Valid: {', '.join(fields) or 'none'}")
     for name, field in fields.items():
@@ -144,12 +149,15 @@ def text(value: Any, place: Place) -> str:
 
 
 def choice(*choices: str | None) -> Reader:
-    """Accept one of these words; None among them allows an empty value."""
+    """Accept one of these words, in any case; None among them allows an empty value."""
     words = [word for word in choices if word is not None]
+    by_lower = {word.lower(): word for word in words}
 
     def read(value: Any, place: Place) -> str | None:
-        if (value is None and None in choices) or (isinstance(value, str) and value in words):
-            return value
+        if value is None and None in choices:
+            return None
+        if isinstance(value, str) and value.lower() in by_lower:
+            return value if value in words else by_lower[value.lower()]
         raise place.error(f"is {shown(value)}.{nearest(str(value), words)} Valid: {', '.join(words)}")
 
     return read

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from compression.pruning.hrank_entries import HRANK_ARRIVING, HRANK_ENTRIES
 from compression.pruning.rates import format_rates, kept_channels, parse_rates, rate_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
-from models.networks.googlenet import INCEPTIONS
-from models.networks.mobilenet import STAGES
-from models.networks.resnet import CIFAR_DEPTHS
 from utils.errors import UserError
 
 
@@ -132,71 +130,25 @@ def entries_of(graph: ChannelGraph, model_name: str) -> list[Entry]:
     return [Entry(groups(modules), groups(arriving.get(i, ()))) for i, modules in enumerate(layout)]
 
 
-def _cifar_resnet(depth: int) -> Layout:
-    blocks = (depth - 2) // 6
-    mids = [(f"layer{stage}.{block}.conv1",) for stage in (1, 2, 3) for block in range(blocks)]
-    return [("conv1",), ("layer1.0.conv2",), ("layer2.0.conv2",), *mids]
-
-
-def _resnet50() -> Layout:
-    outputs = [(f"layer{stage}.0.conv3",) for stage in (1, 2, 3)]
-    mids = [(f"layer{s}.{b}.conv1", f"layer{s}.{b}.conv2") for s, depth in enumerate((3, 4, 6, 3), 1) for b in range(depth)]
-    return [("conv1",), *outputs, *mids]
-
-
-def _googlenet() -> Layout:
-    blocks = [tuple(f"{name}.{layer}" for layer in ("branch3x3.3", "branch5x5.3", "branch5x5.6")) for name in INCEPTIONS]
-    return [(), *blocks[:-1], (f"{INCEPTIONS[-1]}.branch5x5.3",)]
-
-
-def _densenet40() -> Layout:
-    layers = [[(f"dense{stage}.{i}.conv1",) for i in range(12)] for stage in (1, 2, 3)]
-    return [(), *layers[0], ("trans1.conv1",), *layers[1], ("trans2.conv1",), *layers[2]]
-
-
-def _arriving_in_densenet40() -> dict[int, Sequence[str]]:
-    layout = ["conv1", *(modules[0] for modules in _densenet40()[1:])]
-    return {13: layout[:13], 26: layout[13:26]}
-
-
-def _mobilenet_v2() -> Layout:
-    """Return the outputs of the stages, each with the hidden layers that read it, which have six times its channels."""
-    layout: Layout = [()]
-    first = 1
-    for _, _, blocks, _ in STAGES:
-        place = 3 if first == 1 else 6  # the first block does not expand
-        readers = range(first + 1, min(first + blocks, 17) + 1)
-        layout.append((f"features.{first}.conv.{place}", *(f"features.{block}.conv.0" for block in readers)))
-        first += blocks
-    return layout
-
-
-Layout = list[tuple[str, ...]]
-# model -> the modules of each entry, as HRank+ counts them.
-HRANK_ENTRIES: dict[str, Callable[[], Layout]] = {
-    "vgg16-cifar": lambda: [(f"features.conv{i}",) for i in range(12)],
-    "resnet50": _resnet50,
-    **{f"resnet{depth}": (lambda depth=depth: _cifar_resnet(depth)) for depth in CIFAR_DEPTHS},  # type: ignore[misc]
-    "googlenet-cifar": _googlenet,
-    "densenet40": _densenet40,
-    "mobilenet-v1": lambda: [(), *((f"features.{i}.3",) for i in range(12))],
-    "mobilenet-v2-hrank": _mobilenet_v2,
-}
-# model -> entry -> the modules whose outputs its rate is a share of: a transition of DenseNet keeps a share of what arrives.
-HRANK_ARRIVING: dict[str, Callable[[], dict[int, Sequence[str]]]] = {"densenet40": _arriving_in_densenet40}
-
-
-def widths_of_rates(entries: Sequence[Entry], compress_rate: str) -> dict[str, int]:
+def widths_of_rates(entries: Sequence[Entry], compress_rate: str, convolutions: Sequence[str] = ()) -> dict[str, int]:
     """Return the units that each group keeps at a compress_rate; ``rates_of_widths`` is the inverse.
+
+    Args:
+        entries: of the network.
+        compress_rate: a rate an entry; or one a convolution, as HRank counts, where that means the same.
+        convolutions: the modules that HRank counts, see ``hrank_entries``.
 
     Raises:
         UserError: it is malformed, has another number of rates than there are entries, or would cut what must stay.
     """
     parsed = parse_rates(compress_rate)
     rates = [parsed] * len(entries) if isinstance(parsed, Decimal) else parsed
+    if len(rates) == len(convolutions) != len(entries):
+        rates = _by_entry(entries, dict(zip(convolutions, rates, strict=True)))
     if len(rates) != len(entries):
+        also = f" (HRank+'s; or HRank's {len(convolutions)}, one a convolution)" if len(convolutions) > len(entries) else ""
         raise UserError(
-            f"compress_rate has {len(rates)} entries, this network takes {len(entries)}:\n{entry_table(entries)}\n"
+            f"compress_rate has {len(rates)} entries, this network takes {len(entries)}{also}:\n{entry_table(entries)}\n"
             "one number stands for all; '*' repeats a rate"
         )
     widths: dict[str, int] = {}
@@ -210,6 +162,28 @@ def widths_of_rates(entries: Sequence[Entry], compress_rate: str) -> dict[str, i
                 raise UserError(f"compress_rate {rate} for '{group.name}' is impossible: it stays ({reason})")
         widths |= found
     return widths
+
+
+def _by_entry(entries: Sequence[Entry], by_convolution: Mapping[str, Decimal]) -> list[Decimal]:
+    """Turn HRank's rates, one a convolution, into one an entry.
+
+    Raises:
+        UserError: convolutions of one entry have different rates, or one that stays whole here has a rate.
+    """
+    left, found = dict(by_convolution), []
+    begin = f"compress_rate has {len(by_convolution)} entries, one a convolution as HRank counts"
+    for entry in entries:
+        makers = [module for group in entry for module in group.makers if module in left]
+        rates = {left.pop(module) for module in makers}
+        if len(rates) > 1:
+            shown = ", ".join(f"{module} {by_convolution[module]}" for module in makers[:4])
+            raise UserError(
+                f"{begin}; those of tied channels differ ({shown}), so they can't be cut: this network takes {len(entries)} entries"
+            )
+        found.append(rates.pop() if rates else Decimal(0))
+    if cut := next((module for module, rate in left.items() if rate), None):
+        raise UserError(f"{begin}; {cut} has the rate {left[cut]}, but here it stays whole: this network takes {len(entries)} entries")
+    return found
 
 
 def rates_of_widths(entries: Sequence[Entry], widths: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ from itertools import groupby
 from utils.errors import UserError
 
 GRAMMAR = '"[rate]*count+[rate]*count...", each rate in [0, 1): "[0.]+[0.15]*2+[0.4]*27"; or one number for all: "0.3"'
-_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")  # \d would take the digits of every script
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")  # \d would take the digits of every script
 _COUNT = re.compile(r"0*([0-9]+)")
 _MAX_ENTRIES = 100_000
 
@@ -51,6 +51,8 @@ def parse_rates(text: str) -> list[Decimal] | Decimal:
             count, place = int(match[1]), _skip(text, match.end())
             after = "'+' or the end"
         rates += [rate] * count
+        if len(rates) > _MAX_ENTRIES:
+            raise _wrong(text, place, f"more than {_MAX_ENTRIES:,} entries; no network takes so many")
         if place == len(text):
             return rates
         if text[place] != "+":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class PostTrainLinearQuantizer(LinearGridQuantizer):
     clip_n_stds: float = option(number(above=0), 2.0)
     model_activation_stats: str | None = option(optional(text), None)
 
+    not_done: ClassVar = {
+        "inputs_quant_auto_fallback": "is for LAPQ (arXiv:1911.07190), whose search over the loss is not done here: leave it out; clip_acts"
+        " then fixes the ranges"
+    }
     input_statistics: dict[str, InputStatistics] = field(init=False, repr=False, compare=False, default_factory=dict)
     calibrates = True
 

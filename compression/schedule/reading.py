@@ -75,9 +75,10 @@ def read_schedule(path: str | Path, parameters: Mapping[str, int]) -> Schedule:
         UserError: something in the file is unknown, missing, has a wrong value, or matches no parameter. The message names
             the place in the file.
     """
-    content = read_yaml(Path(path), "schedule")
+    notes: list[str] = []
+    content = read_yaml(Path(path), "schedule", notes)
     try:
-        return parse_schedule(content, parameters, str(path))
+        return replace(parse_schedule(content, parameters, str(path)), notes=notes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -29,12 +29,14 @@ class Schedule:
         entries: policies in the order in which they act: that of the file, learning rates last.
         matches: place in the file -> parameters that the pattern there matched.
         unused: instances that no policy uses.
+        notes: what is odd in the file and does no harm.
     """
 
     source: str = ""
     entries: list[PolicyEntry] = field(default_factory=list)
     matches: dict[str, list[str]] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.entries = sorted(self.entries, key=lambda entry: entry.kind == "lr_scheduler")

@@ -60,7 +60,7 @@ class CompressionScheduler(Hook):
         check_order(self.policies, run.epochs)
         self.ended: set[int] = set()
         # Filters that will be removed are masked together with their biases and norms, so that removal changes nothing.
-        self.removes_filters = any(isinstance(entry.instance, FilterRemover) for entry in schedule.of("extension"))
+        self.removes_filters = any(entry.instance.role == FilterRemover.role for entry in schedule.of("extension"))
         self.target_epoch = max((policy.target_epoch(run.epochs) for policy in self.policies), default=-1)
 
     def _policy(self, entry: PolicyEntry, run: LoopState) -> Policy:

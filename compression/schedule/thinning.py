@@ -23,6 +23,7 @@ from compression.tracing.dead_units import dead_units
 from models.networks.widths import group_counts
 from utils.loop.hooks import LoopState
 from utils.modes import eval_mode
+from utils.options import choice, option
 
 PROOF_IMAGES = 8
 
@@ -41,7 +42,19 @@ class ChannelRemover:
     role = "reader"
 
 
-EXTENSIONS: dict[str, type] = {"FilterRemover": FilterRemover, "ChannelRemover": ChannelRemover}
+@dataclass(frozen=True)
+class StructureRemover:
+    """Either of them, by Distiller's older name: ``thinning_func_str`` says which, "remove_filters" or "remove_channels"."""
+
+    thinning_func_str: str = option(choice("remove_filters", "remove_channels"))
+
+    @property
+    def role(self) -> str:
+        """The role of the remover that it stands for."""
+        return ChannelRemover.role if self.thinning_func_str == "remove_channels" else FilterRemover.role
+
+
+EXTENSIONS: dict[str, type] = {"FilterRemover": FilterRemover, "ChannelRemover": ChannelRemover, "StructureRemover": StructureRemover}
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class ThinningPolicy(Policy):
 
     def __init__(self, entry: PolicyEntry, masks: Masks, measurements: Measurements, report: Callable[[str], None]) -> None:
         super().__init__(entry)
-        self.remover: FilterRemover | ChannelRemover = entry.instance
+        self.remover: FilterRemover | ChannelRemover | StructureRemover = entry.instance
         self.masks, self.measurements, self.report = masks, measurements, report
 
     def target_epoch(self, epochs: int) -> int:

@@ -69,7 +69,7 @@ def rates_by_epoch(schedule: Schedule, epochs: int, lr0: float, fallback: Sequen
 
 def warnings(schedule: Schedule, epochs: int) -> list[str]:
     """Return a line for each policy that a run of ``epochs`` epochs cuts short, or whose effect may surprise."""
-    lines = []
+    lines = [f"warning: {note}" for note in schedule.notes]
     late = {"pruner": "reaches its target in", "extension": "removes for the last time in"}
     for entry in schedule.entries:
         first, last = entry.window.first, entry.window.last

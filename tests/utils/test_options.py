@@ -28,7 +28,7 @@ def place(names=None):
         (integer(1, 3), 4, "here: is 4; it must be at least 1 and at most 3"),
         (integer(), 1.0, "here: must be a whole number, not 1.0"),
         (boolean, 1, "here: must be true or false, not 1"),
-        (choice("Max", None), "max", "here: is 'max'. Did you mean 'Max'? Valid: Max"),
+        (choice("Max", None), "maxi", "here: is 'maxi'. Did you mean 'Max'? Valid: Max"),
         (listed(integer(), 2), [1], "here: must be a list of 2, not [1]"),
         (listed(integer()), [0, "a"], "here[1]: must be a whole number, not 'a'"),
         (by_parameter(number()), {}, "here: is empty; it must name parameters"),

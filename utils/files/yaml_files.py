@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +20,44 @@ MOST_BITS = 4_000  # of a whole number; Python refuses to print larger ones
 _MISFITS = (ValueError, TypeError, RecursionError, AttributeError, KeyError, IndexError, OverflowError)
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, notes: list[str] | None = None) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Args:
         path: the file.
         what: what it describes, for error messages: "model", "data".
+        notes: receives a line for each key that stands twice with equal values; without it, that is refused too.
 
     Raises:
-        UserError: the file is missing, not YAML, not a mapping, has a duplicate key, or its aliases make it huge or endless.
+        UserError: the file is missing, not YAML, not a mapping, has a key twice with different values, or its aliases make it
+            huge or endless.
     """
     import yaml  # needed only for networks and data that a file describes
 
     class Loader(yaml.SafeLoader):
-        """Refuses duplicate keys, of which YAML's own loader silently takes the last."""
+        """Notes or refuses keys that stand twice, of which YAML's own loader silently takes the last."""
 
         def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
             if isinstance(node, yaml.MappingNode):
-                keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE)
-                if twice := [key for key, count in keys.items() if count > 1]:
-                    raise UserError(f"{path}: the key {repr(str(twice[0]))[:60]} stands twice (line {node.start_mark.line + 1} and below)")
+                seen: dict[Any, tuple[int, Any]] = {}
+                for key_node, value_node in node.value:
+                    if key_node.tag == MERGE:
+                        continue
+                    key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+                    if key in seen:
+                        self.stands_twice(key, (*seen[key], line, value_node))
+                    seen[key] = line, value_node
             return super().construct_mapping(node, deep)
+
+        def stands_twice(self, key: Any, places: tuple[int, Any, int, Any]) -> None:
+            """Note a key that stands twice with equal values; refuse one with different ones."""
+            line, value, again, other = places
+            where = f"the key {repr(str(key))[:60]} stands twice, in lines {line} and {again}"
+            if notes is None:
+                raise UserError(f"{path}: {where}")
+            if self.construct_object(value, deep=True) != self.construct_object(other, deep=True):
+                raise UserError(f"{path}: {where}, with different values")
+            notes.append(f"{where}, with equal values")
 
         def construct_yaml_int(self, node: Any) -> int:
             value = super().construct_yaml_int(node)

@@ -17,6 +17,7 @@ from compression.pruning import damage as damage_module
 from compression.pruning.allocation import Budget, allocate, allowed_widths
 from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import measure_damage
+from compression.pruning.hrank_entries import convolutions_of
 from compression.pruning.plan import Entry, PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
 from compression.scoring.calibration import Calibration
 from compression.tracing.channels import trace
@@ -95,6 +96,57 @@ def test_resnet110_has_57_entries():
     assert found[3] == ["layer1.0.conv1"]
     assert found[3 + 18] == ["layer2.0.conv1"]
     assert found[-1] == ["layer3.17.conv1"]
+
+
+def test_hranks_grammar_of_a_rate_a_convolution_is_taken_where_it_means_the_same():
+    entries, names = network("resnet56", 8).entries, convolutions_of("resnet56")
+    # stem 0; stage 1: hidden 0.4, outputs 0.15; stage 2 alike; stage 3: hidden 0.4, outputs whole
+    theirs = "[0.]+" + "+".join(["[0.4]+[0.15]"] * 18) + "+" + "+".join(["[0.4]+[0.]"] * 9)
+    assert (len(names), len(entries)) == (55, 30)
+    assert widths_of_rates(entries, theirs, names) == widths_of_rates(entries, "[0.]+[0.15]*2+[0.4]*27")
+    with pytest.raises(UserError, match=r"those of tied channels differ \(layer1.0.conv2 0.6, layer1.1.conv2 0.1"):
+        widths_of_rates(entries, "[0.]*2+[0.6]+[0.]+[0.1]+[0.]*50", names)
+    with pytest.raises(UserError, match=r"layer3.8.conv2 has the rate 0.1, but here it stays whole: this network takes 30 entries"):
+        widths_of_rates(entries, "[0.]*54+[0.1]", names)
+    with pytest.raises(UserError, match=r"has 4 entries, this network takes 30 \(HRank\+'s; or HRank's 55, one a convolution\)"):
+        widths_of_rates(entries, "[0.]*4", names)
+
+
+ENTRIES = {  # entries that HRank+ ignores are for nothing
+    "googlenet-cifar": (10, {0: [], 1: [128, 32, 32], 9: [128]}),
+    "densenet40": (39, {0: [], 1: [12], 13: [168], 26: [312], 38: [12]}),
+    "mobilenet-v1": (13, {0: [], 1: [64], 12: [1024]}),
+    "mobilenet-v2-hrank": (8, {0: [], 1: [16, 96], 2: [24, 144, 144], 7: [320]}),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries_of_hrank(name):
+    entries, (count, sizes) = network(name).entries, ENTRIES[name]
+    assert len(entries) == count
+    assert {i: [group.size for group in entries[i]] for i in sizes} == sizes
+    for rate in ("0.", "0.25", "0.3", "0.55"):
+        widths = widths_of_rates(entries, rate)
+        assert widths_of_rates(entries, rates_of_widths(entries, widths)) == widths
+
+
+def test_a_transition_of_densenet_keeps_a_share_of_what_arrives_and_hidden_layers_follow_mobilenets_stages():
+    entries = network("densenet40").entries
+    widths = widths_of_rates(entries, "[0.]+[0.5]*12+[0.25]+[0.5]*12+[0.]+[0.5]*12")
+    assert widths["trans1.conv1"] == 72  # of 24 + 12 * 6 = 96
+    assert widths["trans2.conv1"] == 144  # 72 + 12 * 6
+    entries = network("mobilenet-v2-hrank").entries
+    widths = widths_of_rates(entries, "[0.]+[0.3]*7")
+    assert [widths[group.name] for group in entries[1]] == [11, 66]  # 16 * 0.7 = 11.2; six times as many
+    assert [widths[group.name] for group in entries[2]] == [16, 96, 96]
+
+
+def test_a_budget_leaves_no_transition_wider_than_what_arrives():
+    s = network("densenet40")
+    cost = macs_cost(s.graph, count_macs(s.model, s.spec))
+    widths = allocate(s.graph, s.entries[1:], Budget(cost, 0.3, "macs"), 1, 1, lambda i, share: 0.0 if i < 12 else 1 - share)
+    assert widths["trans1.conv1"] <= 24 + sum(widths[f"dense1.{i}.conv1"] for i in range(12)) < 168
+    assert widths_of_rates(s.entries, rates_of_widths(s.entries, widths)) == widths
 
 
 def test_resnet50_has_20_entries_of_which_the_inner_ones_are_for_two_layers_each():

@@ -207,7 +207,7 @@ POLICIES = "policies: [{pruner: {instance_name: p}, epochs: [0]}]\n"
 PRUNER = "pruners: {p: {class: MagnitudeParameterPruner, thresholds: {weight: 0.1}}}\n"
 BROKEN = {
     "python tags": (PRUNER + POLICIES + "version: !!python/object/apply:os.mkdir [hacked]\n", "python/object"),
-    "duplicate keys": (PRUNER + PRUNER + POLICIES, "pruners"),
+    "duplicate keys": (PRUNER + PRUNER.replace("0.1", "0.2") + POLICIES, "lines 1 and 2, with different values"),
     "unknown section": (PRUNER + POLICIES + "prunners: {}\n", "unknown section 'prunners'. Did you mean 'pruners'?"),
     "no policies": (PRUNER, "'policies' must be a list that says what acts when"),
     "a name that matches nothing": (PRUNER.replace("weight", "wieght") + POLICIES, "matches no parameter. Did you mean 'weight'?"),

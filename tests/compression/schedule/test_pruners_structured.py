@@ -428,7 +428,7 @@ UNEQUAL = {"reg_regims": {"w": [0.5, "3D"], "v": [0.4, "3D"]}, "group_dependency
         (L1, {**HALF, "kwargs": {"block": 1}}, "kwargs: takes block_shape and nothing else"),
         (L1, {**HALF, "kwargs": {"block_shape": [1, 1]}}, "block_shape: must be a list of 4"),
         (L1, {**HALF, "rounding_fn": "eval"}, "rounding_fn: is 'eval'"),
-        (L1, {**HALF, "group_dependency": "leader"}, "group_dependency: is 'leader'. Did you mean 'Leader'"),
+        (L1, {**HALF, "group_dependency": "leaders"}, "group_dependency: is 'leaders'. Did you mean 'Leader'"),
         (L1, {"reg_regims": {"w": [0.5, "Filter"]}}, r"reg_regims.w\[1\]: is 'Filter'"),
         (L1, {"reg_regims": {"w": 0.5}}, r"reg_regims.w: must be \[number, structure\]"),
         (L1, TWICE, "give either 'reg_regims' or 'weights'"),

@@ -8,6 +8,7 @@ from torch import nn
 
 from compression.schedule.loop import ScheduledLoop
 from compression.schedule.reading import parse_schedule, read_schedule
+from compression.schedule.timeline import warnings
 from compression.schedule.windows import read_window
 from utils.errors import UserError
 from utils.options import Place
@@ -122,10 +123,17 @@ def test_what_does_not_fit_is_refused_with_its_place_its_value_and_the_nearest_m
 
 def test_the_same_key_twice_is_refused_at_every_depth(tmp_path):
     doubled = SENSITIVITY.replace("{fc.weight: 0.5}", "{fc.weight: 0.5, fc.weight: 0.6}")
-    assert refusal(tmp_path, doubled).startswith("the key 'fc.weight' stands twice (line 3")
-    assert "the key 'policies' stands twice" in refusal(tmp_path, SENSITIVITY + "    policies: []\n")
+    assert refusal(tmp_path, doubled) == "the key 'fc.weight' stands twice, in lines 3 and 3, with different values"
+    assert "the key 'policies' stands twice, in lines 4 and 7" in refusal(tmp_path, SENSITIVITY + "    policies: []\n")
     names = SENSITIVITY.replace("      s: {", "      1: {class: SensitivityPruner, sensitivities: {'*': 1}}\n      '1': {")
     assert refusal(tmp_path, names) == "pruners: the name '1' is used twice"
+
+
+def test_the_same_key_twice_with_equal_values_is_a_warning(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(textwrap.dedent(SENSITIVITY).replace("{fc.weight: 0.5}", "{fc.weight: 0.5, fc.weight: 0.5}"))
+    schedule = read_schedule(path, {"fc.weight": 2})
+    assert warnings(schedule, 99)[0] == "warning: the key 'fc.weight' stands twice, in lines 3 and 3, with equal values"
 
 
 @pytest.mark.parametrize(
@@ -231,3 +239,18 @@ def test_a_window_knows_its_last_epoch_alone_and_within_a_run():
     listed = read_window({"epochs": [5, 0, 5]}, place)
     assert (listed.epochs, listed.end, str(listed)) == ((0, 5), 6, "epochs 0, 5")
     assert [listed.last_within(epochs) for epochs in (0, 1, 5, 6)] == [-1, 0, 0, 5]
+
+
+@pytest.mark.parametrize(("what", "role"), [("remove_filters", "producer"), ("remove_channels", "reader")])
+def test_distillers_structure_remover_is_either_remover(tmp_path, what, role):
+    text = f"extensions:\n  e: {{class: StructureRemover, thinning_func_str: {what}, arch: resnet20_cifar, dataset: cifar10}}\n"
+    schedule = read(tmp_path, text + "policies:\n  - extension: {instance_name: e}\n    epochs: [1]\n")
+    assert schedule.entries[0].instance.role == role
+
+
+def test_words_are_taken_in_any_case_and_what_is_for_lapq_is_refused_by_its_name(tmp_path):
+    text = "quantizers:\n  q: {{class: PostTrainLinearQuantizer, {}}}\npolicies:\n  - quantizer: {{instance_name: q}}\n    epochs: [0]\n"
+    assert read(tmp_path, text.format("clip_acts: AVG")).entries[0].instance.clip_acts == "avg"
+    message = refusal(tmp_path, text.format("inputs_quant_auto_fallback: true"))
+    assert message.startswith("quantizers.q: 'inputs_quant_auto_fallback' is for LAPQ (arXiv:1911.07190)")
+    assert "clip_acts then fixes the ranges" in message
