@@ -36,6 +36,7 @@ class PredictArguments(BackendArguments):
     save_csv: bool = flag(False, "save predictions.csv", group="output")
     save_json: bool = flag(False, "save predictions.json", group="output")
     nosave: bool = flag(False, "do not save annotated images and videos", group="output")
+    max_pixels: int = shared.max_pixels()
     vid_stride: int = flag(1, "take every N-th frame of videos and streams", group="data")
     project: str = shared.project("runs/predict")
 
@@ -43,7 +44,9 @@ class PredictArguments(BackendArguments):
 def main() -> None:
     arguments, given = parse(PredictArguments, __doc__)
     check_at_least(arguments, topk=1, batch_size=1)
-    source = open_source(arguments.source if "source" in given else str(ROOT / arguments.source), arguments.vid_stride)
+    source = open_source(
+        arguments.source if "source" in given else str(ROOT / arguments.source), arguments.vid_stride, arguments.max_pixels
+    )
     device = select_device(arguments.device)
     share_cores_(device, source)  # before a runtime takes its threads
     backend = arguments.open_backend(given, device)

@@ -28,6 +28,7 @@ class ValArguments(BackendArguments):
     val_fraction: float | None = flag(None, "share of train to hold out; default: the checkpoint's own", metavar="SHARE", group="data")
     seed: int | None = flag(None, "seed of the held-out part; default: the checkpoint's own", group="data")
     download: bool = shared.download()
+    max_pixels: int = shared.max_pixels()
     batch_size: int = flag(128, "images per forward pass", "--batch", group="run")
     workers: int = shared.workers()
     verbose: bool = flag(False, f"print all classes, even if there are more than {MANY_CLASSES}", group="output")
@@ -39,7 +40,9 @@ def main() -> None:
     check_at_least(arguments, batch_size=1)
     device = select_device(arguments.device)
     backend = arguments.open_backend(given, device)
-    data = load_for(backend, arguments.data, arguments.split, arguments.val_fraction, arguments.seed, arguments.download)
+    data = load_for(
+        backend, arguments.data, arguments.split, arguments.val_fraction, arguments.seed, arguments.download, arguments.max_pixels
+    )
     result = measure(backend, data, arguments.split, arguments.batch_size, arguments.workers, device)
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     report_evaluation(result.evaluation, result.spec, directory.path, result.unreadable)

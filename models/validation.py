@@ -8,6 +8,7 @@ import torch
 
 from models.backends import Backend, name_outputs_, warm_up
 from utils.data.datasets import load_data, with_validation
+from utils.data.formats import MAX_PIXELS
 from utils.data.images import preprocess
 from utils.data.loaders import EvalOrder, SplitDataset, choose_workers, make_loader
 from utils.data.splits import ImageData
@@ -26,7 +27,15 @@ class Measurement:
     notes: list[str]
 
 
-def load_for(backend: Backend, data: str, split: str, val_fraction: float | None, seed: int | None, download: bool = False) -> ImageData:
+def load_for(
+    backend: Backend,
+    data: str,
+    split: str,
+    val_fraction: float | None,
+    seed: int | None,
+    download: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> ImageData:
     """Load a data set with labels in the order of a classifier's outputs; classes are matched by name.
 
     Without a val folder, the splits "val" and "train" are the parts of train that the training run held out and kept, by its
@@ -35,7 +44,7 @@ def load_for(backend: Backend, data: str, split: str, val_fraction: float | None
     Raises:
         UserError: there is no such data or split, or the classifier does not know its classes.
     """
-    found = load_data(data, download=download)
+    found = load_data(data, download=download, max_pixels=max_pixels)
     record, wants_part = backend.record, split in ("train", "val") and "train" in found.splits
     if wants_part and "val" not in found.splits:
         fraction = record.get("val_fraction", 0.1) if val_fraction is None else val_fraction

@@ -57,6 +57,9 @@ shared = SimpleNamespace(
     download=partial(flag, False, "download a built-in data set that is not in data/ yet", group="data"),
     model=partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network"),
     imgsz=partial(flag, None, "side of the input; default: the weights' own", "--img", "--img-size", metavar="PIXELS", group="network"),
+    max_pixels=partial(
+        flag, 1 << 27, "an image of more, once reduced as far as its format allows, is not decoded but counted as unreadable", group="data"
+    ),
     device=partial(flag, "", "cpu, mps, cuda, or a CUDA device's number; default: CUDA if available", metavar="DEVICE", group="run"),
     workers=partial(flag, 8, "processes that load images, at most one per core", group="run"),
     half=partial(flag, False, "half precision: bf16 where the device supports it, else fp16 on CUDA", group="run"),

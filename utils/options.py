@@ -64,20 +64,18 @@ def build(kind: type[T], values: Any, place: Place, ignored: Sequence[str] = ())
     """Make an instance from the options in a file.
 
     Args:
-        kind: a dataclass whose fields are declared with ``option``.
+        kind: a dataclass whose fields are declared with ``option``. Its ``not_done``, if it has it, says of other tools'
+            arguments why they have no counterpart here.
         values: a mapping from option to value, or None.
         place: the place of the values.
         ignored: further options, which are accepted without effect.
-
-    A class may have ``not_done``: arguments of other tools that have no counterpart here -> why, and what to do instead.
 
     Raises:
         UserError: an option is unknown, missing or has a wrong value, or the instance refuses a combination.
     """
     given = dict(mapping(values, place)) if values is not None else {}
     fields = {field.name: field for field in dataclasses.fields(kind) if "read" in field.metadata}  # type: ignore[arg-type]
-    not_done: Mapping[str, str] = getattr(kind, "not_done", {})
-    chosen = {}
+    not_done, chosen = getattr(kind, "not_done", {}), {}
     for name, value in given.items():
         if name in fields:
             chosen[name] = fields[name].metadata["read"](value, place / name)
@@ -156,8 +154,8 @@ def choice(*choices: str | None) -> Reader:
     def read(value: Any, place: Place) -> str | None:
         if value is None and None in choices:
             return None
-        if isinstance(value, str) and value.lower() in by_lower:
-            return value if value in words else by_lower[value.lower()]
+        if isinstance(value, str) and (found := value if value in words else by_lower.get(value.lower())):
+            return found
         raise place.error(f"is {shown(value)}.{nearest(str(value), words)} Valid: {', '.join(words)}")
 
     return read

@@ -29,6 +29,7 @@ class ExportArguments:
     with_preprocess: bool = flag(False, "put normalisation and softmax into the file: uint8 images in, probabilities out", group="output")
     data: str = shared.data("", "training images for calibration, validation images for the accuracy")
     download: bool = shared.download()
+    max_pixels: int = shared.max_pixels()
     images: int = flag(256, "training images used for calibration", group="quantization")
     max_drop: float = flag(0.01, "top-1 that int8 may lose; if more, the other file is recommended", metavar="SHARE", group="quantization")
     seed: int = flag(0, "equal seeds give equal calibration images", group="quantization")

@@ -100,7 +100,7 @@ def prepare_export(arguments: ExportArguments) -> ExportJob:
     loaded = load_classifier(arguments.weights, arguments.model or None)
     reference = TorchBackend(loaded, CPU, imgsz=arguments.imgsz)
     warm_up(reference, 1, passes=1)
-    data = load_for(reference, arguments.data, "val", None, None, arguments.download) if arguments.data else None
+    data = load_for(reference, arguments.data, "val", None, None, arguments.download, arguments.max_pixels) if arguments.data else None
     spec, seed = reference.spec, arguments.seed
     calibration = sample(data.split("train"), spec, arguments.images, 32, seed) if data and arguments.int8 else None
     if data and len(data.split("val")):

@@ -27,6 +27,7 @@ class PruneArguments:
     num_classes: int = flag(1000, "outputs of --model without --weights", group="network")
     data: str = shared.data("digits", "training images for the scores, validation images for the accuracy")
     download: bool = shared.download()
+    max_pixels: int = shared.max_pixels()
     imgsz: int | None = shared.imgsz()
 
     compress_rate: str = flag(

@@ -113,7 +113,7 @@ def _load(arguments: PruneArguments, dense: TorchBackend) -> tuple[ImageData, st
         sizes = f"{len(data.split('train'))} images to score and refit on, {len(data.split('val'))} held out"
         dense.notes.append(f"{arguments.data} has no class folders: {sizes}; accuracy is agreement with the dense network")
         return data, "dense network"
-    return load_for(dense, arguments.data, "val", None, None, arguments.download), "data set"
+    return load_for(dense, arguments.data, "val", None, None, arguments.download, arguments.max_pixels), "data set"
 
 
 def _nothing_to_cut() -> UserError:

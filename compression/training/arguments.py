@@ -41,6 +41,7 @@ class RunArguments:
     pretrained: bool = flag(False, "start a torchvision or timm network from its ImageNet weights (downloads them)", group="network")
     data: str = shared.data("digits", "built-in data set, folder (with train/ and val/, or with class folders), or YAML")
     download: bool = shared.download()
+    max_pixels: int = shared.max_pixels()
     val_fraction: float = flag(
         0.1, "share of train to hold out if there is no val folder", "--validation-split", "--vs", metavar="SHARE", group="data"
     )

@@ -77,6 +77,7 @@ class ClassifierCompressor:
         self.profile = profile(setup.network.model, setup.network.spec)
         self.model = self._on_device(setup.network.model)
         frozen = FrozenNorms(freeze_(self.model, arguments.freeze))  # before the optimizer and DDP look at what trains
+        self.findings = setup.findings
         self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
 
         copy = self.directory.path / SCHEDULE if self.directory else None
@@ -264,7 +265,7 @@ class ClassifierCompressor:
             save_checkpoint(directory.best, self.best_state or {})
         best = deepcopy(self.run.averaged)
         best.load_state_dict(read_tensor_file(directory.best)["state_dict"])
-        return report_training(directory, self.history, self.profile, self.spec, self.feed.val_set, best, self._unreadable())
+        return report_training(directory, self.history, self.profile, self.spec, self.feed.val_set, best, self._unreadable(), self.findings)
 
     def _unreadable(self) -> list[str]:
         seen = [f"{self.feed.train_set.split.name(position)}: could not be decoded" for position in sorted(self.run.unreadable)]

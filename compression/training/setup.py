@@ -24,8 +24,10 @@ from models.networks.widths import group_counts
 from models.state_dicts import identify, load_state_
 from utils import distributed
 from utils.data.caching import cache_split
+from utils.data.checking import unreadable_notes
 from utils.data.datasets import DATA_DIR, load_data, with_validation
 from utils.data.images import READ_MARGIN
+from utils.data.inspection import Finding, inspect
 from utils.data.loaders import check_balance
 from utils.data.splits import ImageData
 from utils.data.transforms import Augmentation, augmentation
@@ -66,6 +68,7 @@ class Setup:
     data: ImageData
     augmentation: Augmentation
     network: Network
+    findings: list[Finding]
 
 
 def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) -> Setup:
@@ -76,7 +79,7 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     """
     check_balance(arguments.balance)
     with distributed.main_first():  # which downloads
-        data = load_data(arguments.data, download=arguments.download)
+        data = load_data(arguments.data, download=arguments.download, max_pixels=arguments.max_pixels)
     data = with_validation(data, arguments.val_fraction, arguments.seed)
     network = _resumed_network(checkpoint) if checkpoint else _new_network(arguments, data)
     spec, notes = network.spec, network.notes
@@ -86,13 +89,14 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     recipe = choose_recipe(arguments.recipe or ("finetune" if trained else "default"), vars(arguments), data.augment, spec.imgsz)
     fliplr = data.fliplr if arguments.fliplr is None else arguments.fliplr
     augment = augmentation(recipe.augment, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
+    findings = inspect(data, spec.imgsz)
+    notes += [f"data: {finding.text}" for finding in findings]
     if arguments.cache:
         data = _cached(data, arguments.cache, spec, notes)
-    if data.unreadable:
-        notes.append(f"{len(data.unreadable)} images can't be read and are skipped; unreadable.txt in the run's folder lists them")
+    notes += unreadable_notes(data.unreadable)
     filled = {**asdict(recipe), "imgsz": spec.imgsz, "channels": spec.channels, "fliplr": fliplr}
     resolved = replace(_with_absolute_paths(arguments), resume="", **filled)
-    return Setup(resolved, recipe, data, augment, network)
+    return Setup(resolved, recipe, data, augment, network, findings)
 
 
 def make_repeatable(seed: int, deterministic: bool) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import write_images
 from utils.files.checkpoint import save_checkpoint
 
 SMALL = ("--model", "resnet20", "--imgsz", 16, "--batch-size", 12, "--workers", 0, "--optimizer", "SGD", "--lr0", 0.05)
-RESULT_KEYS = {"top1", "top5", "loss", "epochs", "best_epoch", "params", "macs", "seconds", "checkpoint"}
+RESULT_KEYS = {"top1", "top5", "loss", "epochs", "best_epoch", "params", "macs", "seconds", "checkpoint", "data"}
 
 
 def weights_of(path):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from utils.data.catalogue import CATALOGUE, load_catalogued
-from utils.data.images import is_image_file
+from utils.data.formats import MAX_PIXELS
+from utils.data.listing import PathList, list_classes
 from utils.data.splits import ArrayImages, FileImages, ImageData, Split
 from utils.errors import UserError, nearest, unknown
 from utils.files.yaml_files import read_yaml
@@ -18,10 +19,10 @@ DATA_DIR = Path(__file__).resolve().parents[2] / "data"
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
-def load_data(data: str, *, download: bool = False) -> ImageData:
+def load_data(data: str, *, download: bool = False, max_pixels: int = MAX_PIXELS) -> ImageData:
     """Load a data set by its built-in name, folder, or YAML file.
 
-    Unreadable files are left out and listed in ``unreadable``.
+    Unreadable files are left out and listed in ``unreadable``, unless there are so many files that none is looked at.
 
     Raises:
         UserError: there is no such data, or it has no images, classes or readable files.
@@ -45,6 +46,8 @@ def load_data(data: str, *, download: bool = False) -> ImageData:
         raise UserError(f"data '{data}' holds no images")
     splits, unreadable = {}, []
     for name, split in found.splits.items():
+        if isinstance(split.images, FileImages):
+            split = replace(split, images=replace(split.images, max_pixels=max_pixels))
         splits[name], bad = split.readable()
         unreadable += bad
         if bad and not len(splits[name]):
@@ -99,7 +102,7 @@ def _from_folder(root: Path, name: str) -> ImageData:
 
 def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
     """Read class folders; the class names are those of train, or of all splits if there is no train."""
-    listed = {split: _list_classes(folder) for split, folder in folders.items()}
+    listed = {split: list_classes(folder) for split, folder in folders.items()}
     naming = [listed["train"]] if "train" in listed else list(listed.values())
     folder_names = sorted({class_name for classes in naming for class_name, files in classes.items() if files})
     if not folder_names:
@@ -114,14 +117,10 @@ def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
             )
         if not any(classes.values()):
             raise UserError(f"{folders[split]} holds no class folders with images; fill it, or remove it")
-        pairs = [(path, index[c]) for c, files in sorted(classes.items()) for path in files]
-        splits[split] = Split.of(FileImages([path for path, _ in pairs]), [label for _, label in pairs])
+        paths = PathList(path for _, files in sorted(classes.items()) for path in files)
+        labels = [np.full(len(files), index.get(c, -1), np.int64) for c, files in sorted(classes.items())]
+        splits[split] = Split.of(FileImages(paths), np.concatenate(labels))
     return ImageData(name, tuple(folder_names), splits)
-
-
-def _list_classes(folder: Path) -> dict[str, list[Path]]:
-    classes = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return {child.name: sorted(path for path in child.rglob("*") if is_image_file(path, child)) for child in classes}
 
 
 YAML_KEYS = ("path", "train", "val", "test", "names", "imgsz", "channels", "augment", "fliplr")

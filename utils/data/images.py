@@ -10,11 +10,24 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.data.formats import (
+    BY_PILLOW,
+    MAX_PIXELS,
+    TooManyPixels,
+    by_pillow,
+    check_pixels,
+    lacking,
+    promised_size,
+    read_by_pillow,
+    without_colour_profile,
+)
 from utils.spec import ModelSpec
 
 Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif", *BY_PILLOW}
+)
 READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size as long as the shorter side stays this many times the input's
 
 _REDUCED_COLOR = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -77,10 +90,13 @@ def defect(data: bytes) -> str | None:
         return None if scan > 0 and data.find(b"\xff\xd9", scan) > 0 else "truncated JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None if data.rfind(b"IEND") > 0 else "truncated PNG"
+    if kind := by_pillow(data):
+        command = lacking(kind)
+        return f"{kind} can't be read here; to read it: {command}" if command else None
     return None if data.startswith(_OTHER_SIGNATURES) else "not an image"
 
 
-def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
+def decode(data: bytes, channels: int, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode an image file's bytes to uint8 [H, W, channels], EXIF orientation applied.
 
     Args:
@@ -88,24 +104,35 @@ def decode(data: bytes, channels: int, min_side: int = 0) -> Image:
         channels: 1 for grey, 3 for RGB.
         min_side: the image is reduced by 2, 4 or 8 as long as its shorter side stays at least this; 0: never.
             JPEGs are reduced inside the decoder, which is several times faster.
+        max_pixels: an image of more, once reduced, is not decoded.
 
     Raises:
-        UnreadableImage: the file is truncated or not an image.
+        UnreadableImage: the file is truncated, too large or not an image.
     """
     if reason := defect(data):
         raise UnreadableImage(reason)
-    size = jpeg_size(data) if min_side and data.startswith(b"\xff\xd8") else None
-    factor = _reduction(min(size), min_side) if size else 1
-    flags = (_REDUCED_GREY if channels == 1 else _REDUCED_COLOR)[factor]
+    is_jpeg = data.startswith(b"\xff\xd8")
+    size = jpeg_size(data) if is_jpeg else None
+    factor = _reduction(min(size), min_side) if size and min_side else 1
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if kind := by_pillow(data):
+            image: Any = read_by_pillow(data, kind, channels, max_pixels)
+        else:
+            if promised := size or promised_size(data):
+                check_pixels(promised[0] // factor, promised[1] // factor, max_pixels)
+            flags = (_REDUCED_GREY if channels == 1 else _REDUCED_COLOR)[factor]
+            image = cv2.imdecode(np.frombuffer(without_colour_profile(data), np.uint8), flags)
+    except TooManyPixels as error:
+        raise UnreadableImage(str(error)) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises
+        raise UnreadableImage(f"damaged ({' '.join(str(error).split())[:80]})") from None
     except cv2.error as error:
         raise UnreadableImage(f"OpenCV refuses it ({error.err})") from None
     if image is None:
         raise UnreadableImage("not an image, or damaged")
     if channels == 3 and factor > 1:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # the reduced modes only decode to BGR
-    if min_side and size is None and (factor := _reduction(min(image.shape[:2]), min_side)) > 1:
+    if min_side and not is_jpeg and (factor := _reduction(min(image.shape[:2]), min_side)) > 1:
         height, width = image.shape[:2]
         image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
     return as_channels(as_bytes(image), channels)
@@ -115,13 +142,13 @@ def _reduction(side: int, min_side: int) -> int:
     return next((factor for factor in (8, 4, 2) if side // factor >= min_side), 1)
 
 
-def read_image(path: Path, channels: int, min_side: int = 0) -> Image:
+def read_image(path: Path, channels: int, min_side: int = 0, max_pixels: int = MAX_PIXELS) -> Image:
     """Read and decode an image file; see ``decode``, which also says what is raised."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImage(error.strerror or "can't be read") from None
-    return decode(data, channels, min_side)
+    return decode(data, channels, min_side, max_pixels)
 
 
 def as_bytes(array: NDArray[Any]) -> Image:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 
+from utils.data.formats import MAX_PIXELS
 from utils.data.images import IMAGE_SUFFIXES, Image, UnreadableImage, as_bytes, as_channels, is_hidden, read_image
 from utils.errors import UserError
 
@@ -53,12 +54,13 @@ class Source:
         return self.files == 0
 
 
-def open_source(source: str, stride: int = 1) -> Source:
+def open_source(source: str, stride: int = 1, max_pixels: int = MAX_PIXELS) -> Source:
     """Open what ``--source`` names.
 
     Args:
         source: image, video, folder (recursive), glob, .txt list of paths, webcam number, or stream URL.
         stride: of videos and streams, every ``stride``-th frame is taken.
+        max_pixels: see ``images.decode``.
 
     Raises:
         UserError: there is nothing there, or nothing readable.
@@ -72,7 +74,7 @@ def open_source(source: str, stride: int = 1) -> Source:
         stream = _open(source, source)
         return Source(lambda: _frames(stream, source, Path("stream.mp4"), stride))
     paths, root = _list_files(source)
-    return Source(lambda: _files(paths, root, stride), len(paths))
+    return Source(lambda: _files(paths, root, stride, max_pixels), len(paths))
 
 
 def _list_files(source: str) -> tuple[list[Path], Path]:
@@ -114,7 +116,7 @@ def _common_folder(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths])) if paths else Path()
 
 
-def _files(paths: list[Path], root: Path, stride: int) -> Iterator[Item]:
+def _files(paths: list[Path], root: Path, stride: int, max_pixels: int) -> Iterator[Item]:
     base = os.path.abspath(root)
     for number, path in enumerate(paths, 1):
         output = Path(os.path.relpath(os.path.abspath(path), base))
@@ -125,7 +127,7 @@ def _files(paths: list[Path], root: Path, stride: int) -> Iterator[Item]:
             except UserError:  # one bad file among many is skipped like a bad image
                 yield Item(str(path), output, f"{label} {path}", _unreadable("no video that OpenCV can read"))
         else:
-            yield Item(str(path), output, f"image {number}/{len(paths)} {path}", partial(read_image, path))
+            yield Item(str(path), output, f"image {number}/{len(paths)} {path}", partial(read_image, path, max_pixels=max_pixels))
 
 
 def _open(origin: int | str, name: str) -> cv2.VideoCapture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.data.checking import Looks, look_at
+from utils.data.formats import MAX_PIXELS
 from utils.data.images import Image, UnreadableImage, as_channels, defect, read_image
+from utils.data.listing import PathList
 from utils.errors import UserError, nearest
 
 
@@ -32,18 +36,19 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files."""
+    """Image files; one of more than ``max_pixels`` once reduced is unreadable."""
 
     paths: Sequence[Path]
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int, channels: int, min_side: int) -> Image:
-        return read_image(self.paths[index], channels, min_side)
+        return read_image(self.paths[index], channels, min_side, self.max_pixels)
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return self.paths.name(index) if isinstance(self.paths, PathList) else str(self.paths[index])
 
     def check(self, index: int) -> str | None:
         try:
@@ -104,11 +109,13 @@ class Split:
         images: where the split's images come from, and perhaps others.
         labels: int64[N]; indices into the class names.
         rows: int64[N]; the image at position i is ``images[rows[i]]``.
+        looks: what ``readable`` saw of all of ``images``, by row.
     """
 
     images: Images
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
+    looks: Looks | None = None
 
     @classmethod
     def of(cls, images: Images, labels: Sequence[int] | NDArray[Any]) -> Split:
@@ -137,14 +144,22 @@ class Split:
 
     def readable(self) -> tuple[Split, list[str]]:
         """Return the part that ``check`` finds nothing wrong with, and a line ``name: reason`` for each other image."""
-        reasons = [self.check(position) for position in range(len(self))]
+        if isinstance(self.images, FileImages):
+            looks: Looks | None = look_at(self.images.paths)
+            assert looks
+            reasons = [looks.reasons[row] for row in self.rows.tolist()]
+        else:
+            looks, reasons = None, [self.check(position) for position in range(len(self))]
         bad = [f"{self.name(position)}: {reason}" for position, reason in enumerate(reasons) if reason]
-        return (self.take(np.array([not reason for reason in reasons], dtype=bool)) if bad else self), bad
+        seen = replace(self, looks=looks)
+        return (seen.take(np.array([not reason for reason in reasons], dtype=bool)) if bad else seen), bad
 
     def digest(self) -> str:
         """Return a hash of file names and labels, which does not depend on where the files are."""
-        rows = (f"{Path(self.name(position)).name}:{label}" for position, label in enumerate(self.labels))
-        return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for position, label in enumerate(self.labels.tolist()):
+            digest.update(f"{chr(10) if position else ''}{os.path.basename(self.name(position))}:{label}".encode())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

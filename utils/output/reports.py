@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from utils.data.inspection import Finding
 from utils.data.loaders import Draw, SplitDataset
 from utils.files.checkpoint import write_text
 from utils.files.runs import RunDirectory, write_json
@@ -47,11 +49,13 @@ def report_training(
     val_set: SplitDataset,
     network: torch.nn.Module,
     unreadable: list[str],
+    findings: Sequence[Finding],
 ) -> dict[str, Any]:
     """Write a finished run's results.json, figures and list of unreadable images; return the content of results.json.
 
     Args:
         network: the best network of the run, for the pictures of its predictions.
+        findings: what the look at the data found.
     """
     best = history.best
     assert best is not None
@@ -65,6 +69,7 @@ def report_training(
         "macs": profile.macs,
         "seconds": round(history.seconds, 2),
         "checkpoint": str(directory.best),
+        "data": [finding.to_dict() for finding in findings],
     }
     path = directory.path
     plot_results(history.rows, path / "results.png")

@@ -1,0 +1,101 @@
+"""A look at image files before training, which decodes nothing: what can't be read, what is there twice, how large images are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.data.formats import promised_size
+from utils.data.images import defect, jpeg_size
+
+MOST = 100_000  # of more files none is looked at: what can't be read is then met, replaced and counted in training
+WHOLE = 1 << 17  # files of so many bytes are read whole, of larger ones both ends
+END = 1 << 16  # bytes
+THREADS, CHUNK = 8, 512
+LACKING = re.compile(r": ([^:]+ can't be read here; .*)$")  # what ``defect`` says of a format without its plug-in
+_PNG, _JPEG = b"\x89PNG", b"\xff\xd8"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was seen of some images, in their order.
+
+    Attributes:
+        reasons: why an image can't be read, or None.
+        prints: uint64 [N], equal for files of equal content; 0 where it is not known.
+        sizes: int64 [N, 2], height and width; 0 where they are not known.
+    """
+
+    reasons: list[str | None]
+    prints: NDArray[np.uint64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def nothing(cls, count: int) -> Looks:
+        """Return what is known of images that were not looked at."""
+        return cls([None] * count, np.zeros(count, np.uint64), np.zeros((count, 2), np.int64))
+
+
+def look_at(paths: Sequence[Path]) -> Looks:
+    """Look at files, several at a time; see ``MOST``."""
+    if len(paths) > MOST:
+        return Looks.nothing(len(paths))
+    chunks = [range(begin, min(begin + CHUNK, len(paths))) for begin in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = [one for chunk in pool.map(lambda chunk: _look_at(paths[place] for place in chunk), chunks) for one in chunk]
+    if not found:
+        return Looks.nothing(0)
+    reasons, prints, sizes = zip(*found, strict=True)
+    return Looks(list(reasons), np.array(prints, np.uint64), np.array(sizes, np.int64))
+
+
+def unreadable_notes(lines: Sequence[str]) -> list[str]:
+    """Return lines for people: how many images can't be read, and of which formats for want of a plug-in.
+
+    Args:
+        lines: "name: reason" for each of them.
+    """
+    if not lines:
+        return []
+    reasons = Counter(match[1] for line in lines if (match := LACKING.search(line)))
+    notes = [f"{count:,} images are left out: {reason}" for reason, count in reasons.most_common()]
+    return [*notes, f"{len(lines):,} images can't be read and are skipped; unreadable.txt in the run's folder lists them"]
+
+
+def _look_at(paths: Iterable[Path]) -> list[tuple[str | None, int, tuple[int, int]]]:
+    return [_look(path) for path in paths]
+
+
+def _look(path: Path) -> tuple[str | None, int, tuple[int, int]]:
+    """Return why a file can't be read, a hash of its content, its height and width."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head, tail = file.read(size if size <= WHOLE else END) or b"", b""
+            if size > WHOLE:
+                file.seek(size - END)
+                tail = file.read(END) or b""
+    except OSError as error:
+        return error.strerror or "can't be read", 0, (0, 0)
+    reason = defect(path.read_bytes() if size > WHOLE and _needs_all(head, tail) else head + tail)
+    content = hashlib.blake2b(head, digest_size=8)
+    content.update(tail)
+    content.update(size.to_bytes(8, "little"))
+    shape = jpeg_size(head) if head.startswith(_JPEG) else promised_size(head) if head.startswith((_PNG, b"BM", b"RIFF", b"GIF8")) else None
+    return reason, int.from_bytes(content.digest(), "little"), shape or (0, 0)
+
+
+def _needs_all(head: bytes, tail: bytes) -> bool:
+    """Return whether both ends of a large file do not tell that it is whole."""
+    if head.startswith(_JPEG):
+        return jpeg_size(head) is None or b"\xff\xd9" not in tail
+    return head.startswith(_PNG) and b"IEND" not in tail
