@@ -58,20 +58,20 @@ def main() -> None:
     predictions = predict(backend, source, arguments.batch_size, arguments.topk)
     files = (not arguments.nosave, arguments.save_txt, arguments.save_csv, arguments.save_json)
     if not any(files):
-        report(arguments, predictions, backend.spec.imgsz, None)
+        report(arguments, predictions, backend.spec.size, None)
         return
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     with PredictionWriter(directory.path, *files) as writer:
-        report(arguments, predictions, backend.spec.imgsz, writer)
+        report(arguments, predictions, backend.spec.size, writer)
     print(f"results in {directory.path}")
 
 
-def report(arguments: PredictArguments, predictions: Iterable[Prediction], imgsz: int, writer: PredictionWriter | None) -> None:
+def report(arguments: PredictArguments, predictions: Iterable[Prediction], size: tuple[int, int], writer: PredictionWriter | None) -> None:
     """Print, save and show predictions as they come, and print their mean times at the end."""
     totals: dict[str, float] = {}
     count = skipped = 0
     for prediction in predictions:
-        print(console_line(prediction, imgsz), flush=count == 0)
+        print(console_line(prediction, size), flush=count == 0)
         if prediction.error:
             skipped += 1
             continue
@@ -88,12 +88,12 @@ def report(arguments: PredictArguments, predictions: Iterable[Prediction], imgsz
     print(f"{count} images{f', {skipped} unreadable' if skipped else ''}; per image {shares} (pre-process includes decoding)")
 
 
-def console_line(prediction: Prediction, imgsz: int) -> str:
+def console_line(prediction: Prediction, size: tuple[int, int]) -> str:
     """Return a line like YOLOv5's: the image, the input size, the classes, the time in the network."""
     if prediction.error:
         return f"{prediction.item.label}: skipped, {prediction.error}"
     classes = ", ".join(f"{name} {probability:.2f}" for name, probability in prediction.topk)
-    return f"{prediction.item.label}: {imgsz}x{imgsz} {classes}, {prediction.speed_ms['inference']:.1f}ms"
+    return f"{prediction.item.label}: {size[0]}x{size[1]} {classes}, {prediction.speed_ms['inference']:.1f}ms"
 
 
 def show(prediction: Prediction) -> None:

@@ -39,7 +39,7 @@ def dry_run(arguments: PruneArguments) -> None:
     classifier = load_traced(arguments)
     graph, before, spec = classifier.graph, classifier.profile, classifier.spec
     widths = widths_before_scoring(arguments, classifier)
-    print(f"{spec.name} at {spec.imgsz} px: {before.params:,} parameters, {before.macs:,} multiply-adds")
+    print(f"{spec.name} at {spec.size_text}: {before.params:,} parameters, {before.macs:,} multiply-adds")
     print(groups_text(classifier, widths))
     results: dict[str, Any] = {
         "params": [before.params, None],

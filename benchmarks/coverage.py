@@ -62,7 +62,7 @@ def examine(name: str) -> dict[str, Any]:
     spec = ModelSpec(name, 10, 224 if name.startswith(OWN_SIZE) else IMGSZ)
     model = build(spec).eval()
     draw_(model)
-    inputs = torch.randn(2, 3, spec.imgsz, spec.imgsz)
+    inputs = torch.randn(2, 3, *spec.size)
     start = time.perf_counter()
     graph = trace(model, inputs[:1])
     seconds = time.perf_counter() - start

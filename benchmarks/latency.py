@@ -54,7 +54,7 @@ def main() -> None:
             shares.append(count_macs(narrow, spec) / total)
         models = [model.to(memory_format=torch.channels_last) for model in models]
         for batch in (1, 32):
-            inputs = torch.randn(batch, 3, spec.imgsz, spec.imgsz).to(memory_format=torch.channels_last)
+            inputs = torch.randn(batch, 3, *spec.size).to(memory_format=torch.channels_last)
             passes = options.passes * (4 if batch == 1 else 1)
             times = measure_latency(models, inputs, passes)
             for label, taken, share in zip(labels, times, shares, strict=True):

@@ -79,7 +79,7 @@ def _cut(model: nn.Module, spec: ModelSpec, images: Calibration, importance: str
     heads: list[nn.Module] = [m for m in narrow.modules() if isinstance(m, nn.Linear) and m.out_features == spec.num_classes]
     pruner = torch_pruning.pruner.BasePruner(
         narrow,
-        torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz),
+        torch.zeros(1, spec.channels, *spec.size),
         importance=scorer,
         global_pruning=scope == "global",
         pruning_ratio=ratio,

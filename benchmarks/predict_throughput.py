@@ -108,7 +108,7 @@ def main() -> None:
         plain_network = load_classifier(weights).model.eval()
         opened = open_source(str(source))
         paths = [Path(item.path) for item in opened.items()]
-        reduced = backend.spec.imgsz * READ_MARGIN
+        reduced = backend.spec.longest * READ_MARGIN
         ways: dict[str, Callable[[], list[Answer]]] = {
             "one at a time, full decode": lambda: one_at_a_time(plain_network, backend.spec, paths, 0),
             "one at a time, reduced decode": lambda: one_at_a_time(plain_network, backend.spec, paths, reduced),

@@ -123,7 +123,7 @@ def same_kept(whole: NetworkScores, early: NetworkScores, widths: dict[str, int]
 
 def compare(name: str, model: nn.Module, calibration: Calibration, plain_images: int, rounds: int) -> list[dict[str, Any]]:
     """Measure both methods by turns on one network; return a row for each way of measuring."""
-    size, images = calibration.spec.imgsz, len(calibration)
+    size, images = calibration.spec.longest, len(calibration)
     graph = trace(model, torch.zeros(1, calibration.spec.channels, size, size))
     widths = widths_of_rates(entries_of(graph, calibration.spec.name), RATES.get(calibration.spec.name, OTHER_RATE))
     part = calibration.head(plain_images)

@@ -86,7 +86,7 @@ def main() -> None:
     options = parse_options(parser)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainArguments(
-            data=options.data, model="yolov5n-cls", imgsz=IMGSZ, batch_size=BATCH, recipe="yolov5", lr0=LR0, label_smoothing=SMOOTHING,
+            data=options.data, model="yolov5n-cls", imgsz=(IMGSZ,), batch_size=BATCH, recipe="yolov5", lr0=LR0, label_smoothing=SMOOTHING,
             epochs=options.epochs, cache="ram", workers=options.workers, project=folder,
         )  # fmt: skip
         start = time.perf_counter()

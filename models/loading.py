@@ -159,10 +159,10 @@ def _narrow_(model: nn.Module, spec: ModelSpec, file: WeightsFile) -> None:
         resize_(model, state, {**depthwise, **spec.groups})
         model.load_state_dict({name: value for name, value in state.items() if not value.is_floating_point()}, strict=False)
         with eval_mode(model), torch.no_grad():  # widths that do not fit together raise here, not later
-            model(torch.zeros(1, spec.channels, spec.imgsz, spec.imgsz))
+            model(torch.zeros(1, spec.channels, *spec.size))
     except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{file.path} is damaged: its shapes are not those of a {spec.name} at {spec.imgsz} px ({reason})") from None
+        raise UserError(f"{file.path} is damaged: its shapes are not those of a {spec.name} at {spec.size_text} ({reason})") from None
 
 
 def _check_groups(spec: ModelSpec, model: nn.Module, path: Path) -> None:
@@ -205,5 +205,5 @@ def _from_module(module: Any, path: Path) -> WeightsFile:
         built = {name: layer.eps for name, layer in build(spec).named_modules() if isinstance(layer, nn.BatchNorm2d)}
     stored = pickled_tensors.module_values(module, "eps")
     differing = {name: float(stored[name]) for name, eps in built.items() if name in stored and stored[name] != eps}
-    note = f"{path} does not tell the size of its images: {spec.imgsz} px is assumed; if it was trained at another, give --imgsz"
+    note = f"{path} does not tell the size of its images: {spec.size_text} is assumed; if it was trained at another, give --imgsz"
     return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named, notes=[note])

@@ -77,7 +77,7 @@ def _prepare(item: Item, backend: Backend) -> tuple[Prediction, Image | None]:
     """Read and pre-process an image; return its prediction, without classes yet, and its pixels, None if it can't be read."""
     start = time.perf_counter()
     try:
-        pixels = preprocess(item.read(backend.spec.channels, backend.spec.imgsz * READ_MARGIN), backend.spec)
+        pixels = preprocess(item.read(backend.spec.channels, backend.spec.longest * READ_MARGIN), backend.spec)
     except UnreadableImage as reason:
         return Prediction(item, error=str(reason)), None
     return Prediction(item, speed_ms={"preprocess": (time.perf_counter() - start) * 1e3}), pixels

@@ -56,7 +56,16 @@ shared = SimpleNamespace(
     data=partial(flag, metavar="NAME|FOLDER|YAML", group="data"),
     download=partial(flag, False, "download a built-in data set that is not in data/ yet", group="data"),
     model=partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network"),
-    imgsz=partial(flag, None, "side of the input; default: the weights' own", "--img", "--img-size", metavar="PIXELS", group="network"),
+    imgsz=partial(
+        flag,
+        None,
+        "side of the input, or its height and width; default: the weights' own",
+        "--img",
+        "--img-size",
+        metavar="PIXELS",
+        group="network",
+        many=True,
+    ),
     max_pixels=partial(
         flag, 1 << 27, "an image of more, once reduced as far as its format allows, is not decoded but counted as unreadable", group="data"
     ),

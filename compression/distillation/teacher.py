@@ -97,10 +97,10 @@ class Teacher:
     def _try(self, student: ModelSpec) -> None:
         """Run one image, so that what does not fit is said before the training starts."""
         try:
-            shape = list(self(torch.zeros(1, student.channels, student.imgsz, student.imgsz, device=self.device)).shape)
+            shape = list(self(torch.zeros(1, student.channels, *student.size, device=self.device)).shape)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"the teacher can't take the student's images of {student.imgsz} px: {reason}") from None
+            raise UserError(f"the teacher can't take the student's images of {student.size_text}: {reason}") from None
         if shape != [1, student.num_classes]:
             raise UserError(f"the teacher's outputs for one image are {shape}; the student has {student.num_classes} classes")
 

@@ -24,7 +24,7 @@ class ExportArguments:
     half: bool = flag(False, "fp16 weights instead of fp32", group="output")
     dynamic: bool = flag(False, "accept any number of images per forward pass", group="output")
     batch_size: int = flag(1, "images per forward pass without --dynamic; smaller batches are padded", "--batch", group="output")
-    imgsz: int | None = shared.imgsz()
+    imgsz: tuple[int, ...] | None = shared.imgsz()
     opset: int = flag(18, f"version of ONNX's operators, {OPSETS[0]}..{OPSETS[1]}", metavar="VERSION", group="output")
     with_preprocess: bool = flag(False, "put normalisation and softmax into the file: uint8 images in, probabilities out", group="output")
     data: str = shared.data("", "training images for calibration, validation images for the accuracy")

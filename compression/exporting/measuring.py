@@ -129,4 +129,4 @@ def choose(base: FileResult, int8: FileResult | None, max_drop: float) -> tuple[
 def noise_images(spec: ModelSpec, count: int, seed: int) -> Tensor:
     """Return images of noise, uint8 [count, S, S, C]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, spec.imgsz, spec.imgsz, spec.channels), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (count, *spec.size, spec.channels), dtype=torch.uint8, generator=generator)

@@ -33,6 +33,7 @@ from models.quantized.preparing import is_quantized, plain_copy, rounded_copy
 from models.validation import load_for, measure
 from utils.data.splits import ImageData
 from utils.errors import UserError
+from utils.spec import image_size
 
 COMPARED = 16  # images
 EVALUATION_BATCH = 128
@@ -98,7 +99,7 @@ def prepare_export(arguments: ExportArguments) -> ExportJob:
     if is_exported(arguments.weights):
         raise UserError(f"{arguments.weights} has been exported already; give the checkpoint that it was made from")
     loaded = load_classifier(arguments.weights, arguments.model or None)
-    reference = TorchBackend(loaded, CPU, imgsz=arguments.imgsz)
+    reference = TorchBackend(loaded, CPU, imgsz=image_size(arguments.imgsz))
     warm_up(reference, 1, passes=1)
     data = load_for(reference, arguments.data, "val", None, None, arguments.download, arguments.max_pixels) if arguments.data else None
     spec, seed = reference.spec, arguments.seed
@@ -118,7 +119,7 @@ def prepare_export(arguments: ExportArguments) -> ExportJob:
     model, learned = _model_for_export(reference.model, arguments.int8)
     in_float = reference
     if is_quantized(reference.model):
-        in_float = TorchBackend(replace(loaded, model=deepcopy(model), notes=[]), CPU, imgsz=arguments.imgsz)
+        in_float = TorchBackend(replace(loaded, model=deepcopy(model), notes=[]), CPU, imgsz=image_size(arguments.imgsz))
     source = ExportSource(model, metadata, arguments.opset, calibration, learned)
     return ExportJob(reference, in_float, source, data, compared, arguments.workers)
 

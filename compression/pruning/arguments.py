@@ -28,7 +28,7 @@ class PruneArguments:
     data: str = shared.data("digits", "training images for the scores, validation images for the accuracy")
     download: bool = shared.download()
     max_pixels: int = shared.max_pixels()
-    imgsz: int | None = shared.imgsz()
+    imgsz: tuple[int, ...] | None = shared.imgsz()
 
     compress_rate: str = flag(
         "", 'share of the channels to remove, as "[0.]+[0.15]*2+[0.4]*27", or one for all entries', metavar="RATES", group="pruning"

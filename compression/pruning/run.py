@@ -76,7 +76,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     with distributed.main_first():  # which downloads
         data, labels = _load(arguments, dense)
     classifier.loaded.spec = dense.spec  # the data may have named the classes
-    count = arguments.images_for(dense.spec.imgsz)
+    count = arguments.images_for(dense.spec.longest)
     calibration = sample(data.split("train"), dense.spec, count, arguments.batch_size, arguments.seed)
     criterion, scored = _score(arguments, classifier, calibration, widths)
     widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored, widths))
@@ -109,7 +109,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
 def _load(arguments: PruneArguments, dense: TorchBackend) -> tuple[ImageData, str]:
     """Return the data and whose labels they have: without class folders those of the dense network."""
     if files := images_without_labels(arguments.data):
-        data = labelled_by(dense, files, arguments.data, arguments.images_for(dense.spec.imgsz), arguments.batch_size, arguments.seed)
+        data = labelled_by(dense, files, arguments.data, arguments.images_for(dense.spec.longest), arguments.batch_size, arguments.seed)
         sizes = f"{len(data.split('train'))} images to score and refit on, {len(data.split('val'))} held out"
         dense.notes.append(f"{arguments.data} has no class folders: {sizes}; accuracy is agreement with the dense network")
         return data, "dense network"

@@ -17,7 +17,7 @@ from models.loading import LoadedClassifier, default_size, load_classifier
 from models.networks import build, resolve_model
 from utils.errors import UserError, nearest
 from utils.measures.profile import Profile, example_input, profile
-from utils.spec import ModelSpec
+from utils.spec import ModelSpec, image_size
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def load_traced(arguments: PruneArguments) -> TracedClassifier:
             raise UserError(f"{arguments.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     else:
         name, definition = resolve_model(arguments.model)
-        imgsz = default_size(name) if arguments.imgsz is None else arguments.imgsz
+        imgsz = image_size(arguments.imgsz) or default_size(name)
         spec = ModelSpec(name, arguments.num_classes, imgsz, definition=definition)
         loaded = LoadedClassifier(build(spec), spec, named=False)
-    spec = loaded.spec if arguments.imgsz is None else loaded.spec.with_(imgsz=arguments.imgsz)
+    spec = loaded.spec if arguments.imgsz is None else loaded.spec.with_(imgsz=image_size(arguments.imgsz))
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
     measured = profile(loaded.model, spec)
     graph = trace(loaded.model, example_input(loaded.model, spec))

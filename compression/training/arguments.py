@@ -16,7 +16,7 @@ from utils.data.loaders import BALANCES
 from utils.data.transforms import POLICIES, PRESETS
 from utils.errors import UserError
 from utils.loop.optim import OPTIMIZERS
-from utils.spec import CHANNELS
+from utils.spec import CHANNELS, FITS
 
 GRIDS = f"{{{','.join(MODES)}}}"  # no choices, since --qe-mode also accepts Distiller's long names
 
@@ -45,12 +45,19 @@ class RunArguments:
     val_fraction: float = flag(
         0.1, "share of train to hold out if there is no val folder", "--validation-split", "--vs", metavar="SHARE", group="data"
     )
-    imgsz: int | None = flag(
+    imgsz: tuple[int, ...] | None = flag(
         None,
-        "side of the input; default: the weights' or data's own, else 224",
+        "side of the input, or its height and width; default: the weights' or data's own, else 224",
         "--img",
         "--img-size",
         metavar="PIXELS",
+        group="network",
+        many=True,
+    )
+    fit: str = flag(
+        "",
+        "images of another shape: crop takes the middle, squash distorts, letterbox adds bars; default: the weights' own, else crop",
+        choices=FITS,
         group="network",
     )
     channels: int | None = flag(None, "input channels; default: those of the weights or of the data set", choices=CHANNELS, group="network")

@@ -213,7 +213,7 @@ class ClassifierCompressor:
         processes = f" x {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         lines = [
             f"model  {self.spec.name}: {self.profile.params:,} parameters, {self.profile.macs / 1e6:,.2f} M multiply-adds "
-            f"at {self.spec.imgsz} px (counted by {self.profile.source})",
+            f"at {self.spec.size_text} (counted by {self.profile.source})",
             f"data   {self.data.name}: {self.spec.num_classes} classes, {counts} images, augment {self.recipe.augment}",
             f"device {self.device}{processes}, {self.precision}, {self.recipe.optimizer} lr0 {self.recipe.lr0:g}",
             *(f"note   {note}" for note in self.notes),

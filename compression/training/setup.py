@@ -34,7 +34,7 @@ from utils.data.transforms import Augmentation, augmentation
 from utils.errors import UserError
 from utils.loop.norms import NormWarmup
 from utils.loop.optim import NORMS
-from utils.spec import ModelSpec
+from utils.spec import ModelSpec, image_size
 
 DEFAULT_MODEL, DEFAULT_SIZE = "yolov5n-cls", 224
 REFIT_IMAGES, REFIT_BATCH = 512, 32
@@ -86,10 +86,10 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     if checkpoint or set(spec.class_names) == set(data.class_names):
         data = data.for_classes(spec.class_names)
     trained = bool(arguments.weights or arguments.pretrained)
-    recipe = choose_recipe(arguments.recipe or ("finetune" if trained else "default"), vars(arguments), data.augment, spec.imgsz)
+    recipe = choose_recipe(arguments.recipe or ("finetune" if trained else "default"), vars(arguments), data.augment, spec.longest)
     fliplr = data.fliplr if arguments.fliplr is None else arguments.fliplr
     augment = augmentation(recipe.augment, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
-    findings = inspect(data, spec.imgsz)
+    findings = inspect(data, spec)
     notes += [f"data: {finding.text}" for finding in findings]
     if arguments.cache:
         data = _cached(data, arguments.cache, spec, notes)
@@ -169,11 +169,13 @@ def _spec_for_data(spec: ModelSpec, file: WeightsFile | None, arguments: TrainAr
     inherited = file is not None and file.spec is not None
     names = spec.class_names if set(spec.class_names) == set(data.class_names) else data.class_names
     channels = arguments.channels or (spec.channels if inherited else data.channels)
-    imgsz = arguments.imgsz or (spec.imgsz if inherited or arguments.pretrained else data.imgsz or DEFAULT_SIZE)
+    imgsz = image_size(arguments.imgsz) or (spec.imgsz if inherited or arguments.pretrained else data.imgsz or DEFAULT_SIZE)
     changes: dict[str, Any] = {"num_classes": len(names), "class_names": tuple(names), "imgsz": imgsz, "channels": channels}
     if channels != spec.channels:
         default = ModelSpec(spec.name, 1, channels=channels)
         changes |= {"mean": default.mean, "std": default.std}
+    if arguments.fit:
+        changes["fit"] = arguments.fit
     if arguments.dropout is not None:
         changes["dropout"] = arguments.dropout
     if arguments.cutoff is not None:
@@ -212,7 +214,7 @@ def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Net
     plan: dict[str, Any] = {"kept": {}, "sizes": sizes, "widths": dict(narrow.widths)}
     if has_weights:
         orders = score_by_files(arguments.ranks, dense.model, narrow.graph, spec.name).orders
-        noise = torch.randn(2, spec.channels, spec.imgsz, spec.imgsz, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
         loaded = load_model(narrow.model, dense.model.state_dict(), orders, noise, groups=group_counts(dense.model))
         plan |= loaded.to_dict()
         if arguments.refit:
@@ -227,7 +229,7 @@ def _cached(data: ImageData, kind: str, spec: ModelSpec, notes: list[str]) -> Im
     splits, unreadable = dict(data.splits), list(data.unreadable)
     with distributed.main_first():
         for name in ("train", "val"):
-            cached, line = cache_split(data.splits[name], kind, spec.channels, spec.imgsz * READ_MARGIN, DATA_DIR / "cache")
+            cached, line = cache_split(data.splits[name], kind, spec.channels, spec.longest * READ_MARGIN, DATA_DIR / "cache")
             splits[name], bad = cached.readable()
             unreadable += bad
             notes.append(f"{name}: {line}")

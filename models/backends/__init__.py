@@ -17,7 +17,7 @@ from models.loading import LoadedClassifier, load_classifier
 from utils.errors import UserError
 from utils.loop.engine import classifier
 from utils.loop.precision import Precision
-from utils.spec import ModelSpec
+from utils.spec import ImageSize, ModelSpec
 
 FOLDER = "an OpenVINO folder"
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".tar")
@@ -51,7 +51,7 @@ class Backend(Protocol):
 class TorchBackend:
     """Runs a network in torch: channels-last, half precision on request."""
 
-    def __init__(self, loaded: LoadedClassifier, device: torch.device, half: bool = False, imgsz: int | None = None) -> None:
+    def __init__(self, loaded: LoadedClassifier, device: torch.device, half: bool = False, imgsz: ImageSize | None = None) -> None:
         self.spec = loaded.spec if imgsz is None else loaded.spec.with_(imgsz=imgsz)
         self.notes, self.named = loaded.notes, loaded.named
         self.record = loaded.checkpoint.get("arguments", {})
@@ -64,7 +64,7 @@ class TorchBackend:
 
 
 def open_backend(
-    weights: str, device: torch.device, half: bool = False, model_name: str | None = None, imgsz: int | None = None
+    weights: str, device: torch.device, half: bool = False, model_name: str | None = None, imgsz: ImageSize | None = None
 ) -> Backend:
     """Open a classifier's file.
 
@@ -122,9 +122,9 @@ def warm_up(backend: Backend, batch_size: int, passes: int = 2) -> None:
         UserError: the network does not take images of this size.
     """
     spec = backend.spec
-    images = torch.zeros(batch_size, spec.imgsz, spec.imgsz, spec.channels, dtype=torch.uint8)
+    images = torch.zeros(batch_size, *spec.size, spec.channels, dtype=torch.uint8)
     try:
         for _ in range(passes):
             backend.logits(images)
     except RuntimeError as error:
-        raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({one_line(error)}); choose another --imgsz") from None
+        raise UserError(f"{spec.name} does not take images of {spec.size_text} ({one_line(error)}); choose another --imgsz") from None

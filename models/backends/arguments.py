@@ -9,6 +9,7 @@ import torch
 
 from models.backends import Backend, open_backend
 from utils.arguments import flag, shared
+from utils.spec import image_size
 
 ROOT = Path(__file__).resolve().parents[2]  # what default paths are relative to, wherever a script is started
 
@@ -24,7 +25,7 @@ class BackendArguments:
         group="network",
     )
     model: str = shared.model()
-    imgsz: int | None = shared.imgsz()
+    imgsz: tuple[int, ...] | None = shared.imgsz()
     device: str = shared.device()
     half: bool = shared.half()
     name: str = shared.name()
@@ -33,4 +34,4 @@ class BackendArguments:
     def open_backend(self, given: set[str], device: torch.device) -> Backend:
         """Load the classifier into its runtime; ``given`` are the names of the flags on the command line."""
         weights = self.weights if "weights" in given else str(ROOT / self.weights)
-        return open_backend(weights, device, self.half, self.model or None, self.imgsz)
+        return open_backend(weights, device, self.half, self.model or None, image_size(self.imgsz))

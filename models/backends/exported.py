@@ -14,7 +14,7 @@ from torch import Tensor
 from models.backends.metadata import Metadata
 from utils.data.transforms import normalisation_tables, normalise_by_table
 from utils.errors import UserError
-from utils.spec import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE, ModelSpec
+from utils.spec import ImageSize, ModelSpec
 
 Shape = tuple[int | None, ...]
 INSTALL = "pip install -r requirements-export.txt"
@@ -56,12 +56,12 @@ class Runtime(Protocol):
 class ExportedBackend:
     """Runs an exported file; what the file does not tell is assumed, and ``notes`` says so."""
 
-    def __init__(self, runtime: Runtime, path: Path, imgsz: int | None = None) -> None:
+    def __init__(self, runtime: Runtime, path: Path, imgsz: ImageSize | None = None) -> None:
         self.runtime, self.path, self.notes = runtime, path, list(runtime.notes)
         self.metadata = Metadata.from_json(runtime.metadata, path) if runtime.metadata else self._assume(imgsz)
         self.spec, self.named, self.record = self.metadata.spec, self.metadata.named, self.metadata.record
         if imgsz is not None and imgsz != self.spec.imgsz:
-            raise UserError(f"{path} takes images of {self.spec.imgsz} px, not of {imgsz}; leave --imgsz out, or export it at {imgsz}")
+            raise UserError(f"{path} takes images of {self.spec.size_text}, not of {imgsz}; leave --imgsz out, or export it at that")
         self.tables = normalisation_tables(self.spec)
         if runtime.metadata:
             self._check_input()
@@ -89,7 +89,7 @@ class ExportedBackend:
         try:
             return self.runtime.run(inputs)
         except Exception as error:  # each runtime raises its own
-            what = f"{len(inputs)} image(s) of {self.metadata.spec.imgsz} px"
+            what = f"{len(inputs)} image(s) of {self.metadata.spec.size_text}"
             raise UserError(f"{self.path} does not run on {what} ({one_line(error)})") from None
 
     def _probe(self, count: int) -> NDArray[Any]:
@@ -121,7 +121,7 @@ class ExportedBackend:
     def _misfit(self, told: str, found: str) -> UserError:
         return UserError(f"{self.path}: its metadata claims {told}, but it has {found}; export it again")
 
-    def _assume(self, imgsz: int | None) -> Metadata:
+    def _assume(self, imgsz: ImageSize | None) -> Metadata:
         """Describe a file without metadata, by its input and by what it gives for zeros.
 
         Raises:
@@ -140,13 +140,13 @@ class ExportedBackend:
         spec = ModelSpec(self.path.stem, outputs.shape[1], side, channels)
         means = ", ".join(f"{value:g}" for value in spec.mean)
         self.notes.append(
-            f"{self.path} has no metadata of export.py; assumed: images of {side} px, {channels} channel(s), "
+            f"{self.path} has no metadata of export.py; assumed: images of {spec.size_text}, {channels} channel(s), "
             f"ImageNet's mean ({means}) and std, outputs are {'probabilities' if softmax else 'logits'}"
         )
         return Metadata(spec, softmax=softmax, batch_size=batch, named=False)
 
-    def _foreign_input(self, imgsz: int | None) -> tuple[int | None, int, int]:
-        """Return batch size, channels and side of the images that a file without metadata takes."""
+    def _foreign_input(self, imgsz: ImageSize | None) -> tuple[int | None, int, ImageSize]:
+        """Return batch size, channels and size of the images that a file without metadata takes."""
         shape = self.runtime.input_shape or (None, 3, None, None)
         if len(shape) != 4 or shape[1] not in (None, 1, 3) or self.runtime.input_type == "uint8":
             raise UserError(
@@ -154,13 +154,12 @@ class ExportedBackend:
                 "without metadata only floating-point [batch, 1 or 3, height, width] is understood"
             )
         batch, channels, height, width = shape
-        if height != width and None not in (height, width):
-            raise UserError(f"{self.path} takes images of {height} x {width} px; only square ones are understood")
-        side = height or width or imgsz
+        if height and width:
+            side: ImageSize | None = height if height == width else (height, width)
+        else:
+            side = height or width or imgsz
         if side is None:
             raise UserError(f"{self.path} does not tell the size of its images; give --imgsz")
-        if not MIN_IMAGE_SIZE <= side <= MAX_IMAGE_SIZE:
-            raise UserError(f"image size is {side}; it must lie in {MIN_IMAGE_SIZE}..{MAX_IMAGE_SIZE}")
         return batch, channels or 3, side
 
 

@@ -48,8 +48,8 @@ class Metadata:
     @property
     def input_shape(self) -> tuple[int | None, ...]:
         """Of the file's input; None is any size."""
-        side, channels = self.spec.imgsz, self.spec.channels
-        return (self.batch_size, side, side, channels) if self.preprocessing else (self.batch_size, channels, side, side)
+        size, channels = self.spec.size, self.spec.channels
+        return (self.batch_size, *size, channels) if self.preprocessing else (self.batch_size, channels, *size)
 
     @property
     def input_type(self) -> str:

@@ -197,10 +197,16 @@ BAD = {
     "imgsz": ({"metadata": Metadata(SPEC)}, {"imgsz": 16}, "takes images of 8 px, not of 16"),
     "model": ({"metadata": Metadata(SPEC)}, {"model_name": "resnet20"}, "leave --model resnet20 out"),
     "two outputs": ({"twice": True}, {}, "has 1 inputs and 2 outputs"),
-    "oblong": ({"shape": ("n", 3, 8, 9)}, {}, "takes images of 8 x 9 px"),
     "layout": ({"shape": ("n", 8, 8, 3)}, {}, "only floating-point [batch, 1 or 3, height, width] is understood"),
     "foreign imgsz": ({"shape": ("n", 3, "h", "w")}, {"imgsz": 4}, "image size is 4"),
 }
+
+
+def test_a_foreign_file_for_oblong_images_is_understood(tmp_path):
+    backend = open_backend(write(tmp_path / "a.onnx", shape=("n", 3, 8, 9)), CPU)
+    assert backend.spec.size == (8, 9)
+    assert "images of 8 x 9 px" in backend.notes[-1]
+    assert backend.logits(torch.zeros(2, 8, 9, 3, dtype=torch.uint8)).shape[0] == 2
 
 
 @pytest.mark.parametrize("case", BAD)

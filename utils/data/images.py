@@ -177,11 +177,33 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def preprocess(image: Image, spec: ModelSpec) -> Image:
-    """Crop the centre square (``spec.crop_fraction`` of the shorter side) and resize it to ``spec.imgsz``.
+    """Bring an image to the network's size as ``spec.fit`` says: crop the middle, squash it, or show it whole with bars.
 
     Validation, prediction and exported files share it; ``transforms.normalise`` then scales the pixels.
     """
-    height, width = image.shape[:2]
-    side = max(round(min(height, width) * spec.crop_fraction), 1)
-    top, left = (height - side) // 2, (width - side) // 2
-    return resize(image[top : top + side, left : left + side], spec.imgsz, spec.imgsz)
+    (height, width), (to_height, to_width) = image.shape[:2], spec.size
+    if spec.fit == "squash":
+        return resize(image, to_height, to_width)
+    if spec.fit == "letterbox":
+        return letterbox(image, spec)
+    if height * to_width <= width * to_height:  # the image is wider
+        whole = height * spec.crop_fraction
+        h, w = round(whole), round(whole * (to_width / to_height))
+    else:
+        whole = width * spec.crop_fraction
+        h, w = round(whole * (to_height / to_width)), round(whole)
+    h, w = min(max(h, 1), height), min(max(w, 1), width)
+    top, left = (height - h) // 2, (width - w) // 2
+    return resize(image[top : top + h, left : left + w], to_height, to_width)
+
+
+def letterbox(image: Image, spec: ModelSpec) -> Image:
+    """Resize an image so that all of it fits into the network's input, with bars of the mean colour on both sides."""
+    (height, width), (to_height, to_width) = image.shape[:2], spec.size
+    scale = min(to_height / height, to_width / width)
+    h, w = min(max(round(height * scale), 1), to_height), min(max(round(width * scale), 1), to_width)
+    top, left = (to_height - h) // 2, (to_width - w) // 2
+    boxed = np.empty((to_height, to_width, image.shape[2]), np.uint8)
+    boxed[:] = np.round(np.array(spec.mean) * 255).astype(np.uint8)
+    boxed[top : top + h, left : left + w] = resize(image, h, w)
+    return boxed

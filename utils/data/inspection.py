@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.data.splits import ImageData, Split
+from utils.spec import ModelSpec
 
 FEW = 10  # images of a class
 SKEW = 10.0  # times as many images of the largest class as of the smallest
@@ -37,14 +38,14 @@ class Finding:
         return asdict(self)
 
 
-def inspect(data: ImageData, imgsz: int) -> list[Finding]:
+def inspect(data: ImageData, spec: ModelSpec) -> list[Finding]:
     """Look for what is often a mistake; what files contain is known from ``Split.looks``, where there are any.
 
     Args:
         data: with a training split.
-        imgsz: side of the network's input, pixels.
+        spec: of the network, for the size of its input.
     """
-    return [*_repeated(data), *_classes(data), *_mixes(data), *_sizes(data, imgsz)]
+    return [*_repeated(data), *_classes(data), *_mixes(data), *_sizes(data, spec)]
 
 
 def _repeated(data: ImageData) -> Iterator[Finding]:
@@ -91,23 +92,25 @@ def _mixes(data: ImageData) -> Iterator[Finding]:
         yield Finding("other_mix", count, f"the classes of val are mixed otherwise than those of train: {moved:.0%} of its images")
 
 
-def _sizes(data: ImageData, imgsz: int) -> Iterator[Finding]:
+def _sizes(data: ImageData, spec: ModelSpec) -> Iterator[Finding]:
     train = data.splits["train"]
     sizes = train.looks.sizes[train.rows] if train.looks else np.zeros((0, 2), np.int64)
     sizes = sizes[sizes.min(1) > 0] if len(sizes) else sizes
     if not len(sizes):
         return
-    short, long = sizes.min(1), sizes.max(1)
-    if small := int((short < SMALL * imgsz).sum()):
+    short, (height, width) = sizes.min(1), spec.size
+    if small := int((short < SMALL * min(spec.size)).sum()):
         middle = int(np.median(short))
-        yield Finding(
-            "small", small, f"{small:,} images of train are smaller than half of --imgsz {imgsz}; the median's shorter side is {middle}"
+        text = f"{small:,} images of train are smaller than half of the network's {spec.size_text}; the median's shorter side is {middle}"
+        yield Finding("small", small, text)
+    aspects = sizes[:, 1] / sizes[:, 0] / (width / height)
+    lost = 1 - np.minimum(aspects, 1 / aspects)
+    if spec.fit == "crop" and float(np.median(lost)) > CROPPED:
+        count, share = int((lost > CROPPED).sum()), f"{float(np.median(lost)):.0%}"
+        text = (
+            f"the centre crop leaves out {share} of the median image of train; --fit squash or letterbox and --imgsz HEIGHT WIDTH show more"
         )
-    lost = float(np.median(1 - short / long))
-    if lost > CROPPED:
-        yield Finding(
-            "cropped", int((1 - short / long > CROPPED).sum()), f"the centre crop leaves out {lost:.0%} of the median image of train"
-        )
+        yield Finding("cropped", count, text)
 
 
 def _prints(split: Split) -> NDArray[np.uint64]:

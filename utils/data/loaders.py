@@ -74,15 +74,15 @@ class SplitDataset(Dataset[Batch]):
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
         start = time.perf_counter()
-        side, channels = self.spec.imgsz, self.spec.channels
-        images = np.zeros((len(draws), side, side, channels), np.uint8)
+        channels = self.spec.channels
+        images = np.zeros((len(draws), *self.spec.size, channels), np.uint8)
         labels = np.full(len(draws), -1, np.int64)
         unreadable: list[int] = []
         for i, (position, seed) in enumerate(draws):
             for attempt in range(len(self) if self.substitute else 1):
                 candidate = (position + attempt) % len(self)
                 try:
-                    image = self.split.read(candidate, channels, side * READ_MARGIN)
+                    image = self.split.read(candidate, channels, self.spec.longest * READ_MARGIN)
                 except UnreadableImage:
                     unreadable.append(candidate)
                     continue

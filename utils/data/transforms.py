@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.data.images import Image, as_bytes, preprocess, resize
+from utils.data.images import Image, as_bytes, letterbox, preprocess, resize
 from utils.errors import UserError, unknown
 from utils.spec import ModelSpec
 
@@ -77,7 +77,7 @@ def augmentation(preset: str, *, fliplr: float | None, policy: str | None = None
 
 
 class TrainTransform:
-    """Augments one image, uint8 [H, W, C] -> [imgsz, imgsz, C], as a pure function of (image, seed)."""
+    """Augments one image, uint8 [H, W, C] -> uint8 of the network's size, as a pure function of (image, seed)."""
 
     def __init__(self, augmentation: Augmentation, spec: ModelSpec) -> None:
         self.augmentation, self.spec = augmentation, spec
@@ -88,8 +88,10 @@ class TrainTransform:
         if what.scale is None:
             out = preprocess(image, self.spec)
         else:
-            top, left, height, width = random_crop(image.shape[0], image.shape[1], what.scale, what.ratio, draw)
-            out = resize(image[top : top + height, left : left + width], self.spec.imgsz, self.spec.imgsz)
+            image = letterbox(image, self.spec) if self.spec.fit == "letterbox" else image
+            low, high = (aspect * self._aspect(image) for aspect in what.ratio)
+            top, left, height, width = random_crop(image.shape[0], image.shape[1], what.scale, (low, high), draw)
+            out = resize(image[top : top + height, left : left + width], *self.spec.size)
         if draw.random() < what.fliplr:
             out = out[:, ::-1]
         if what.jitter and draw.random() < what.jitter_probability:
@@ -97,6 +99,11 @@ class TrainTransform:
         if what.is_heavy:
             out = self._apply_policies(out, draw.getrandbits(63))
         return out
+
+    def _aspect(self, image: Image) -> float:
+        """Return the width of a crop that is not distorted otherwise than validation's, in heights."""
+        height, width = image.shape[:2] if self.spec.fit == "squash" else self.spec.size
+        return width / height
 
     def _apply_policies(self, image: Image, seed: int) -> Image:
         if self.policies is None:  # made on first use: torchvision takes seconds to import

@@ -52,7 +52,7 @@ def profile(model: nn.Module, spec: ModelSpec) -> Profile:
 def example_input(model: nn.Module, spec: ModelSpec, batch_size: int = 1) -> torch.Tensor:
     """Return zeros of the network's input shape, on its device."""
     device = next(model.parameters()).device
-    return torch.zeros(batch_size, spec.channels, spec.imgsz, spec.imgsz, device=device)
+    return torch.zeros(batch_size, spec.channels, *spec.size, device=device)
 
 
 @torch.inference_mode()
@@ -86,7 +86,7 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
             model(example_input(model, spec))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{spec.name} does not take images of {spec.imgsz} px ({reason}); choose another --imgsz") from None
+            raise UserError(f"{spec.name} does not take images of {spec.size_text} ({reason}); choose another --imgsz") from None
     return int(counter.get_total_flops()) // 2
 
 

@@ -1,5 +1,4 @@
 import io
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -18,12 +17,11 @@ from utils.data.images import (
     read_image,
     resize,
 )
+from utils.spec import ModelSpec
 
 
-@dataclass
-class Crop:
-    imgsz: int
-    crop_fraction: float = 1.0
+def crop(imgsz, crop_fraction=1.0, fit="crop"):
+    return ModelSpec("x", 2, imgsz, crop_fraction=crop_fraction, fit=fit)
 
 
 def encode(image, suffix, **options):
@@ -194,12 +192,40 @@ def test_resize_averages_when_it_shrinks_and_keeps_the_channel_axis():
 def test_preprocess_cuts_the_centre_square():
     image = np.zeros((2, 6, 1), np.uint8)
     image[:, 2:4] = 200
-    assert (preprocess(image, Crop(8)) == 200).all()
-    assert preprocess(image, Crop(8)).shape == (8, 8, 1)
+    assert (preprocess(image, crop(8)) == 200).all()
+    assert preprocess(image, crop(8)).shape == (8, 8, 1)
     tall = np.zeros((8, 4, 3), np.uint8)
     tall[3:5, 1:3] = 90  # the centre of 4 * 0.5 = 2 pixels: rows (8 - 2) / 2 = 3, columns (4 - 2) / 2 = 1
-    assert preprocess(tall, Crop(2, 0.5)).tolist() == [[[90] * 3] * 2] * 2
+    assert preprocess(tall, crop(8, 0.5)).tolist() == [[[90] * 3] * 8] * 8
+
+
+@pytest.mark.parametrize(("height", "width", "rows", "columns"), [(8, 40, 8, 20), (20, 20, 8, 20), (4, 6, 2, 6), (3, 1, 1, 1)])
+def test_preprocess_cuts_the_largest_centre_of_the_networks_shape(height, width, rows, columns):
+    """Of the shape 2 to 5."""
+    image = np.zeros((height, width, 1), np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    image[top : top + rows, left : left + columns] = 100
+    assert preprocess(image, crop((8, 20))).tolist() == [[[100]] * 20] * 8
+
+
+def test_squash_shows_the_whole_image_distorted():
+    image = np.zeros((16, 64, 3), np.uint8)
+    image[:, 32:] = 200
+    out = preprocess(image, crop(16, fit="squash"))
+    assert (out[:, :8] == 0).all()
+    assert (out[:, 8:] == 200).all()
+
+
+def test_letterbox_shows_the_whole_image_between_bars_of_the_mean_colour():
+    image = np.full((8, 32, 3), 200, np.uint8)
+    out = preprocess(image, crop(16, fit="letterbox"))  # 4 x 16, with 6 rows above and below
+    assert out.shape == (16, 16, 3)
+    assert (out[6:10] == 200).all()
+    assert {tuple(pixel) for row in (*out[:6], *out[10:]) for pixel in row} == {(124, 116, 104)}  # ImageNet's mean times 255
+    wide = preprocess(np.full((32, 8, 1), 7, np.uint8), ModelSpec("x", 2, (8, 16), channels=1, fit="letterbox"))  # 8 x 2 in 8 x 16
+    assert (wide[:, 7:9] == 7).all()
+    assert (wide == 7).sum() == 16
 
 
 def test_preprocess_of_a_single_pixel_keeps_it():
-    assert (preprocess(np.full((1, 1, 3), 5, np.uint8), Crop(8, 0.1)) == 5).all()
+    assert (preprocess(np.full((1, 1, 3), 5, np.uint8), crop(8, 0.1)) == 5).all()

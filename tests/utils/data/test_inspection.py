@@ -14,6 +14,7 @@ from utils.data.checking import look_at, unreadable_notes
 from utils.data.datasets import load_data, with_validation
 from utils.data.inspection import inspect
 from utils.data.listing import PathList, list_classes
+from utils.spec import ModelSpec
 
 
 def draw(path: Path, seed: int, height: int = 32, width: int = 32) -> Path:
@@ -28,7 +29,7 @@ def fill(folder: Path, name: str, count: int, seed: int, **size: int) -> list[Pa
 
 def findings(root: Path, imgsz: int = 32) -> dict[str, tuple[int, str]]:
     data = with_validation(load_data(str(root)), 0.2, 0)
-    return {finding.kind: (finding.count, finding.text) for finding in inspect(data, imgsz)}
+    return {finding.kind: (finding.count, finding.text) for finding in inspect(data, ModelSpec("x", 2, imgsz))}
 
 
 def test_clean_data_give_no_finding(tmp_path):
@@ -74,13 +75,16 @@ def test_small_images_and_long_ones(tmp_path):
         fill(tmp_path / "train", name, 20, 1000 * i, height=16, width=64)
         fill(tmp_path / "val", name, 10, 1000 * i + 500)
     found = findings(tmp_path, imgsz=64)
-    assert found["small"][1] == "40 images of train are smaller than half of --imgsz 64; the median's shorter side is 16"
-    assert found["cropped"] == (40, "the centre crop leaves out 75% of the median image of train")
+    assert found["small"][1] == "40 images of train are smaller than half of the network's 64 px; the median's shorter side is 16"
+    assert found["cropped"] == (
+        40,
+        "the centre crop leaves out 75% of the median image of train; --fit squash or letterbox and --imgsz HEIGHT WIDTH show more",
+    )
     assert "small" not in findings(tmp_path, imgsz=32)
 
 
 def test_built_in_data_are_looked_at_as_far_as_they_go():
-    assert [finding.kind for finding in inspect(with_validation(load_data("digits"), 0.1, 0), 32)] == []
+    assert [finding.kind for finding in inspect(with_validation(load_data("digits"), 0.1, 0), ModelSpec("x", 10, 32))] == []
 
 
 @pytest.mark.parametrize("whole", [1 << 17, 100])

@@ -1,5 +1,5 @@
 import os
-from types import SimpleNamespace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -23,8 +23,9 @@ from utils.data.loaders import (
 from utils.data.splits import ArrayImages, Split
 from utils.data.transforms import PRESETS, TrainTransform
 from utils.errors import UserError
+from utils.spec import ModelSpec
 
-SPEC = SimpleNamespace(imgsz=8, channels=1, crop_fraction=1.0)
+SPEC = ModelSpec("x", 2, 8, channels=1)
 
 
 class Patchy:
@@ -174,6 +175,27 @@ def _opencv_threads():
 
 
 @pytest.mark.usefixtures("_opencv_threads")
+@pytest.mark.parametrize("fit", ["crop", "squash", "letterbox"])
+def test_training_images_have_the_networks_shape_and_its_distortion(fit):
+    """A disc in a long image is seen round but for the crop's own ratio; squashed as much as in validation."""
+    image = np.zeros((64, 256, 1), np.uint8)
+    cv2.circle(image, (128, 32), 12, 255, -1)
+    spec = ModelSpec("x", 2, (32, 64), channels=1, fit=fit)
+    transform = TrainTransform(replace(PRESETS["light"], fliplr=0.0), spec)
+    squeezed = 2.0 if fit == "squash" else 1.0  # 4 to 1 in 2 to 1
+    ratios = []
+    for seed in range(200):
+        out = transform(image, seed)
+        assert out.shape == (32, 64, 1)
+        rows, columns = (np.flatnonzero((out[:, :, 0] > 127).any(axis)) for axis in (1, 0))
+        if len(rows) > 2 and rows[0] > 0 and rows[-1] < 31 and columns[0] > 0 and columns[-1] < 63:
+            ratios.append(len(rows) / len(columns))
+    low, high = PRESETS["light"].ratio
+    assert len(ratios) > 20
+    assert low * 0.7 < min(ratios) / squeezed
+    assert max(ratios) / squeezed < high * 1.5
+
+
 def test_worker_processes_do_not_change_the_batches():
     images = np.random.default_rng(0).integers(0, 256, (11, 10, 12), dtype=np.uint8)
     source = SplitDataset(Split.of(ArrayImages(images, "a"), range(11)), SPEC, TrainTransform(PRESETS["light"], SPEC), True)
