@@ -13,6 +13,7 @@ from torch import Tensor
 
 from utils.data.images import Image, UnreadableImage, as_bytes, as_channels
 from utils.files.checkpoint import atomic_write
+from utils.output import lettering
 
 TILE, COLUMNS, MAX_TILES = 128, 8, 64
 MAX_ANNOTATED_CLASSES = 20  # larger confusion matrices show no counts
@@ -48,8 +49,9 @@ def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) ->
     figure.colorbar(picture, ax=axis, fraction=0.046, label="share of the true class")
     step = -(-classes // MAX_TICKS)
     ticks = range(0, classes, step)
-    axis.set_xticks(ticks, [class_names[i] for i in ticks], rotation=90)
-    axis.set_yticks(ticks, [class_names[i] for i in ticks])
+    labels, families = [lettering.drawable(class_names[i]).replace("$", r"\$") for i in ticks], list(lettering.fonts())
+    axis.set_xticks(ticks, labels, rotation=90, family=families)
+    axis.set_yticks(ticks, labels, family=families)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     if classes <= MAX_ANNOTATED_CLASSES:
@@ -132,11 +134,13 @@ def mosaic(images: Sequence[Image], captions: Sequence[str], path: Path, colours
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         top, left = i // columns * (TILE + 18), i % columns * TILE
         tile = as_channels(np.ascontiguousarray(image), 3)
-        canvas[top : top + TILE, left : left + TILE] = cv2.resize(
-            tile, (TILE, TILE), interpolation=cv2.INTER_AREA if tile.shape[0] > TILE else cv2.INTER_NEAREST
+        scale = TILE / max(tile.shape[:2])
+        height, width = (max(round(side * scale), 1) for side in tile.shape[:2])
+        y, x = top + (TILE - height) // 2, left + (TILE - width) // 2
+        canvas[y : y + height, x : x + width] = cv2.resize(
+            tile, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
         )
-        colour = colours[i] if colours else (0, 0, 0)
-        cv2.putText(canvas, _fitting(caption, TILE - 4), (left + 2, top + TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, 1, cv2.LINE_AA)
+        _write(canvas, _fitting(caption, TILE - 4), left + 2, top + TILE + 13, 0.4, colours[i] if colours else (0, 0, 0))
     write_image(path, canvas)
 
 
@@ -148,14 +152,30 @@ def annotate(image: Image, lines: Sequence[str]) -> Image:
         canvas = as_bytes(cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST))
     size = max(min(canvas.shape[:2]) / 600, 0.4)
     height = round(26 * size) + 4
-    width = max(cv2.getTextSize(line, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] for line in lines) + 12
+    width = max(_width(line, size) for line in lines) + 12
     box = canvas[: height * len(lines) + 6, :width]
     box[:] = box // 3
     for i, line in enumerate(lines):
-        cv2.putText(
-            canvas, line, (6, height * (i + 1) - 4), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), max(round(size), 1), cv2.LINE_AA
-        )
+        _write(canvas, line, 6, height * (i + 1) - 4, size, (255, 255, 255))
     return canvas
+
+
+def _write(canvas: Image, text: str, left: int, baseline: int, size: float, colour: tuple[int, int, int]) -> None:
+    """Write a line into an image, in place: OpenCV's letters, which are drawn fastest, have ASCII's characters only."""
+    if text.isascii():
+        cv2.putText(canvas, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, size, colour, max(round(size), 1), cv2.LINE_AA)
+    else:
+        lettering.draw_text(canvas, text, left, baseline, _height(size), colour)
+
+
+def _width(text: str, size: float) -> int:
+    """Return the width of a line, pixels."""
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] if text.isascii() else lettering.text_width(text, _height(size))
+
+
+def _height(size: float) -> int:
+    """Return the height of a font that is as large as OpenCV's letters."""
+    return max(round(30 * size), 9)
 
 
 def write_image(path: Path, image: Image) -> None:
@@ -168,7 +188,7 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def _fitting(text: str, width: int) -> str:
-    while len(text) > 1 and cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] > width:
+    while len(text) > 1 and _width(text, 0.4) > width:
         text = text[:-1]
     return text
 
