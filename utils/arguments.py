@@ -252,6 +252,8 @@ def _reader(kind: type, field: dataclasses.Field[Any]) -> Callable[[str], Any]:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"is '{text}'; it must be {_KINDS[kind][1]}") from None
+        if isinstance(value, str) and value not in choices:
+            value = next((word for word in choices if isinstance(word, str) and word.lower() == value.lower()), value)
         if choices and value not in (*choices, field.default):
             words = [str(choice) for choice in choices]
             raise argparse.ArgumentTypeError(f"is '{text}'.{nearest(text, words)} Valid: {', '.join(words)}")

@@ -116,7 +116,7 @@ def thin(compressor: ClassifierCompressor) -> str:
     """Remove the filters that are zero, and save the thinned network."""
     before, run = compressor.profile, compressor.run
     measurements = Measurements(compressor.model, compressor.feed.calibration)
-    thinned = thin_(run, Masks(), measurements, FilterRemover.role)
+    thinned = thin_(run, Masks(), measurements, FilterRemover())
     if not thinned.groups:
         return str(thinned)
     after, run.evaluation = compressor.profile, compressor.validate()
@@ -146,9 +146,11 @@ def quantize(compressor: ClassifierCompressor) -> str:
         path = _save(compressor, directory, "quantized.pt")
         if distributed.is_main():
             write_input_statistics(directory.path / "calibration.yaml", quantizer.input_statistics)
+    stored = getattr(quantizer, "model_activation_stats", None)
+    ranges = f"ranges by {stored}" if stored else f"ranges of {len(measurements.examples)} training images"
     command = f"export.py --weights {path} --int8" if fits_int8(run.model) else f"val.py --weights {path}"
     return (
-        f"{len(run.spec.quantization)} layers quantized, ranges of {len(measurements.examples)} training images\n"
+        f"{len(run.spec.quantization)} layers quantized, {ranges}\n"
         f"before: {measured(before)}\nafter:  {measured(run.evaluation)}\n"
         f"checkpoint {path}\nnext: python {command} --data {arguments.data}"
     )

@@ -33,6 +33,7 @@ from compression.schedule.scheduler import CompressionScheduler, report_on_main
 from compression.scoring.calibration import Calibration
 from models.networks.widths import group_counts, resize_
 from models.quantized.preparing import weights_by_name
+from utils.errors import UserError
 from utils.loop.ema import EMA
 from utils.loop.hooks import LoopState
 from utils.measures.metrics import Evaluation
@@ -51,6 +52,24 @@ class Examples(Calibration):
 
     def head(self, count: int) -> Calibration:
         return Examples(self.images[:count], self.labels[:count], self.spec, self.batch_size)
+
+
+def _pair(examples: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels.
+
+    Raises:
+        UserError: they are not a pair of tensors of as many entries.
+    """
+    if examples is None:
+        return torch.empty(0), torch.empty(0, dtype=torch.int64)
+    if not (isinstance(examples, tuple | list) and len(examples) == 2 and all(isinstance(part, Tensor) for part in examples)):
+        kind = f"{type(examples).__name__} of {len(examples)}" if isinstance(examples, tuple | list) else type(examples).__name__
+        raise UserError(f"examples is a {kind}; expected a pair of tensors, inputs [N, C, H, W] as the network sees them and labels [N]")
+    inputs, labels = examples
+    if inputs.ndim < 2 or labels.ndim < 1 or len(inputs) != len(labels):
+        shapes = f"{list(inputs.shape)} and {list(labels.shape)}"
+        raise UserError(f"examples have the shapes {shapes}; expected inputs [N, C, H, W] and as many labels [N]")
+    return inputs, labels
 
 
 class ScheduledLoop:
@@ -99,7 +118,7 @@ class ScheduledLoop:
         )
         names = {name: parameter.ndim for name, parameter in weights_by_name(model).items()}
         read = parse_schedule(schedule, names) if isinstance(schedule, Mapping) else read_schedule(schedule, names)
-        inputs, labels = examples or (torch.empty(0), torch.empty(0, dtype=torch.int64))
+        inputs, labels = _pair(examples)
         calibration = Examples(inputs, labels, spec or ModelSpec("", 1), BATCH)
         self.scheduler = CompressionScheduler(read, self.state, lambda: calibration, report)
         for line in self.scheduler.describe():

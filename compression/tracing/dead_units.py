@@ -10,16 +10,20 @@ from torch import Tensor
 from compression.tracing.graph import ChannelGraph
 
 
-def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> dict[str, set[int]]:
-    """Return, for each prunable group, the units that no weight carries any more; at least one is left out.
+def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str, by_leader: bool = False, least: int = 1) -> dict[str, set[int]]:
+    """Return, for each prunable group, the units that no weight carries any more.
 
     Args:
         graph: the channel groups.
         alive: which elements of each tensor are not zero.
         role: "producer": all weights that make the unit are zero; "reader": all that read it are.
+        by_leader: only the first of these weights is asked; what the others carry goes with it.
+        least: so many units are left out at least.
     """
     gathers = {route.buffer for route in graph.routes}  # they hold positions, not weights
     members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
+    if by_leader:
+        members = {name: [m for m in found if m.tensor == found[0].tensor] for name, found in members.items()}
     living = {group.name: torch.full((group.size,), not members[group.name], dtype=torch.bool) for group in graph.prunable}
     for name, found in members.items():
         for member in found:
@@ -29,8 +33,8 @@ def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str) -> d
     dead = {}
     for group in graph.prunable:
         gone = set((~living[group.name]).nonzero().flatten().tolist()) - group.fixed
-        if len(gone) == group.size:
-            gone.discard(0)
+        for unit in sorted(gone)[: max(least - (group.size - len(gone)), 0)]:
+            gone.discard(unit)
         if gone:
             dead[group.name] = gone
     return dead

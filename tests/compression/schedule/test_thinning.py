@@ -12,6 +12,7 @@ from compression.tracing.channels import trace
 from compression.tracing.dead_units import dead_units
 from models.loading import WeightsFile, build_as
 from models.networks import build
+from utils.errors import UserError
 from utils.loop.ema import EMA
 from utils.measures.profile import count_macs
 from utils.spec import ModelSpec
@@ -230,7 +231,9 @@ def test_nothing_to_remove_changes_nothing():
     loop = loop_of(schedule({"few": few}), model, restructured=lambda: calls.append(1))
     before, after = cut(loop)
     assert torch.equal(after[0], before[0])
-    assert loop.lines[-1] == "thin: nothing to remove: no channel is zero throughout"
+    begin = "thin: nothing to remove: no channel is zero throughout; the weakest, in conv1, has 0."
+    assert loop.lines[-1].startswith(begin)
+    assert loop.lines[-1].endswith(" of its group's mean norm")
     assert loop.state.plan is None
     assert calls == []
 
@@ -309,6 +312,64 @@ def test_plans_are_chained():
     assert plan["before"]["sizes"] == {"conv1": 4}
     assert len(plan["kept"]["conv1"]) == 1
     assert "before" not in plan["before"]
+
+
+class TwoBranches(nn.Module):
+    """Two convolutions that are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 6, 1), nn.Conv2d(1, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x) + self.second(x))).mean((2, 3))
+
+
+def emptied():
+    """The first convolution has lost channels 1, 2, 4, the second 2 and 3."""
+    model = seeded(TwoBranches())
+    with torch.no_grad():
+        for layer, gone in ((model.first, [1, 2, 4]), (model.second, [2, 3])):
+            layer.weight[gone] = 0
+            layer.bias[gone] = 0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [({}, [0, 1, 3, 4, 5]), ({"decides": "leader"}, [0, 3, 5]), ({"decides": "leader", "min_channels": 5}, [0, 1, 2, 3, 5])],
+)
+def test_all_weights_of_a_group_decide_or_the_leader_and_so_many_stay(arguments, left):
+    model = emptied()
+    content = {
+        "extensions": {"thin": {"class": "FilterRemover", **arguments}},
+        "policies": [{"extension": {"instance_name": "thin"}, "epochs": [0]}],
+    }
+    loop = loop_of(content, model)
+    first, second = model.first.weight.detach().clone(), model.second.weight.detach().clone()
+    cut(loop, 0)
+    assert torch.equal(model.first.weight, first[left])
+    assert torch.equal(model.second.weight, second[left])
+    assert model.head.in_channels == len(left)
+    assert "shrunk == masked" in loop.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        (torch.zeros(2, 1, 6, 6), "examples is a Tensor; expected a pair of tensors"),
+        ((torch.zeros(2, 1, 6, 6),), "examples is a tuple of 1; expected a pair"),
+        ((torch.zeros(2, 1, 6, 6), [0, 1]), "examples is a tuple of 2; expected a pair of tensors, inputs"),
+        (
+            (torch.zeros(2, 1, 6, 6), torch.zeros(3)),
+            r"have the shapes \[2, 1, 6, 6\] and \[3\]; expected inputs \[N, C, H, W\] and as many",
+        ),
+    ],
+)
+def test_examples_that_are_no_pair_say_what_was_expected(examples, message):
+    model = emptied()
+    with pytest.raises(UserError, match=message):
+        ScheduledLoop(schedule({}, cut=(1,)), model, torch.optim.SGD(model.parameters(), 0.1), 2, 1, examples)
 
 
 def test_option_a_a_unit_that_a_shortcut_feeds_lives_as_long_as_what_feeds_it():
