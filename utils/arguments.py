@@ -53,7 +53,7 @@ def flag(
 
 # Flags that several scripts have in common.
 shared = SimpleNamespace(
-    data=partial(flag, metavar="NAME|FOLDER|YAML", group="data"),
+    data=partial(flag, metavar="NAME|FOLDER|YAML|TAR", group="data"),
     download=partial(flag, False, "download a built-in data set that is not in data/ yet", group="data"),
     model=partial(flag, "", "architecture, for a plain state dict that does not name its own", metavar="NAME", group="network"),
     imgsz=partial(

@@ -29,6 +29,7 @@ from utils.data.datasets import DATA_DIR, load_data, with_validation
 from utils.data.images import READ_MARGIN
 from utils.data.inspection import Finding, inspect
 from utils.data.loaders import check_balance
+from utils.data.shards import is_shards
 from utils.data.splits import ImageData
 from utils.data.transforms import Augmentation, augmentation
 from utils.errors import UserError
@@ -112,7 +113,7 @@ def _with_absolute_paths(arguments: TrainArguments) -> TrainArguments:
     """Return the arguments with the paths of data, schedule and teacher from the root, so that a run resumes from any folder."""
     files: dict[str, str] = {name: getattr(arguments, name) for name in ("compress", "kd_teacher", "kd_resume")}
     absolute: dict[str, Any] = {name: os.path.abspath(file) for name, file in files.items() if Path(file).is_file()}
-    if arguments.data != "digits" and Path(arguments.data).exists():
+    if arguments.data != "digits" and (Path(arguments.data).exists() or is_shards(arguments.data)):
         absolute["data"] = os.path.abspath(arguments.data)
     return replace(arguments, **absolute)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,48 @@ def test_two_processes_train_write_once_count_exactly_and_survive_a_kill(script,
     assert "resume runs/train/exp at epoch" in output
     assert [p.name for p in (killed / "runs/train").iterdir()] == ["exp"]
     expected, state = (torch.load(folder / "runs/train/exp/weights/last.pt")["state_dict"] for folder in (whole, killed))
+    assert all(torch.equal(expected[key], state[key]) for key in expected)
+
+
+def as_node(port: int, *command: object) -> None:
+    """Be ``torchrun --nnodes 2 --nproc_per_node 1 --rdzv_endpoint localhost:PORT COMMAND`` on one of two machines."""
+    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": f"localhost:{port}", "run_id": "nodes"}
+    elastic_launch(LaunchConfig(2, 2, 1, **rendezvous, max_restarts=0, start_method="fork"), as_script)(*command)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_two_nodes_train_on_shards_are_killed_and_go_on_to_the_same_bits(photos, tmp_path):
+    for split in ("train", "val"):
+        files = sorted((photos / split).rglob("*.png"))
+        for k in range(2):
+            with tarfile.open(tmp_path / f"{split}-{k:02d}.tar", "w") as archive:
+                for path in files[k::2]:
+                    archive.add(path, f"{path.parent.name}/{path.name}")
+    flags = ("train.py", *FLAGS, "--data", f"{tmp_path}/train-{{00..01}}.tar", "--epochs", 3)
+    folders = whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+    port = free_port()
+    with Launch(whole, "a", as_node, port, *flags) as one, Launch(whole, "b", as_node, port, *flags) as other:
+        output = one.finish() + other.finish()
+    assert "x 2 processes" in output
+    port = free_port()
+    with Launch(killed, "a", as_node, port, *flags) as one, Launch(killed, "b", as_node, port, *flags) as other:
+        one.wait_until((killed / "runs/train/exp/results.csv").exists)
+        for launch in (one, other):
+            for worker in workers_of(launch.processes[0].pid):
+                os.kill(worker, signal.SIGKILL)
+    assert not (killed / "runs/train/exp/results.json").exists()
+    port, again = free_port(), ("train.py", "--resume", "runs/train/exp", "--device", "cpu")
+    with Launch(killed, "c", as_node, port, *again) as one, Launch(killed, "d", as_node, port, *again) as other:
+        output = one.finish() + other.finish()
+    assert output.count("best epoch") == 1
+    expected, state = (torch.load(folder / "runs/train/exp/weights/last.pt")["state_dict"] for folder in folders)
     assert all(torch.equal(expected[key], state[key]) for key in expected)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from utils.data.catalogue import CATALOGUE, load_catalogued
 from utils.data.formats import MAX_PIXELS
 from utils.data.listing import PathList, list_classes
+from utils.data.shards import ShardImages, expand, is_shards, load_shards, splits_of
 from utils.data.splits import ArrayImages, FileImages, ImageData, Split
 from utils.errors import UserError, nearest, unknown
 from utils.files.yaml_files import read_yaml
@@ -20,7 +21,7 @@ SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "valida
 
 
 def load_data(data: str, *, download: bool = False, max_pixels: int = MAX_PIXELS) -> ImageData:
-    """Load a data set by its built-in name, folder, or YAML file.
+    """Load a data set by its built-in name, folder, tar files, or YAML file.
 
     Unreadable files are left out and listed in ``unreadable``, unless there are so many files that none is looked at.
 
@@ -30,6 +31,8 @@ def load_data(data: str, *, download: bool = False, max_pixels: int = MAX_PIXELS
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
         found = _from_yaml(path)
+    elif is_shards(data):
+        found = load_shards(data, max_pixels)
     elif path.is_dir():
         found = _from_folder(path, str(path))
     elif data.lower() == "digits":
@@ -46,7 +49,7 @@ def load_data(data: str, *, download: bool = False, max_pixels: int = MAX_PIXELS
         raise UserError(f"data '{data}' holds no images")
     splits, unreadable = {}, []
     for name, split in found.splits.items():
-        if isinstance(split.images, FileImages):
+        if isinstance(split.images, FileImages | ShardImages):
             split = replace(split, images=replace(split.images, max_pixels=max_pixels))
         splits[name], bad = split.readable()
         unreadable += bad
@@ -135,12 +138,15 @@ def _from_yaml(path: Path) -> ImageData:
     root = Path(str(content.get("path", ".")))
     root = root if root.is_absolute() else path.parent / root
     folders = {split: root / str(content[split]) for split in SPLIT_FOLDERS if content.get(split)}
+    shards = {split: expand(str(folder)) for split, folder in folders.items() if is_shards(str(folder))}
+    if shards and len(shards) < len(folders):
+        raise UserError(f"{path}: {', '.join(shards)} are tar files and the other splits are not; they must all be of one kind")
     for split, folder in folders.items():
-        if not folder.is_dir():
+        if not (shards or folder.is_dir()):
             raise UserError(f"{path}: '{split}' is {folder}, which is no folder")
     if not folders and not root.is_dir():
         raise UserError(f"{path}: 'path' is {root}, which is no folder")
-    found = _from_folders(folders, path.stem) if folders else _from_folder(root, path.stem)
+    found = splits_of(shards, path.stem) if shards else _from_folders(folders, path.stem) if folders else _from_folder(root, path.stem)
     kinds: dict[str, Any] = {"imgsz": int, "channels": int, "augment": str, "fliplr": (int, float)}
     options = {key: content[key] for key in kinds if key in content}
     for key, value in options.items():
