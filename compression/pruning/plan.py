@@ -146,10 +146,10 @@ def widths_of_rates(entries: Sequence[Entry], compress_rate: str, convolutions: 
     if len(rates) == len(convolutions) != len(entries):
         rates = _by_entry(entries, dict(zip(convolutions, rates, strict=True)))
     if len(rates) != len(entries):
-        also = f" (HRank+'s; or HRank's {len(convolutions)}, one a convolution)" if len(convolutions) > len(entries) else ""
+        also = f"; these are HRank+'s entries, and HRank's {len(convolutions)}, one a convolution, are taken too" if convolutions else ""
         raise UserError(
-            f"compress_rate has {len(rates)} entries, this network takes {len(entries)}{also}:\n{entry_table(entries)}\n"
-            "one number stands for all; '*' repeats a rate"
+            f"compress_rate has {len(rates)} entries, this network takes {len(entries)}:\n{entry_table(entries)}\n"
+            f"one number stands for all; '*' repeats a rate{also}"
         )
     widths: dict[str, int] = {}
     for entry, rate in zip(entries, rates, strict=True):

@@ -24,8 +24,9 @@ def pad_sources(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tens
     """Return the buffers of a CIFAR-ResNet's shortcuts of option A that a narrow state dict lacks, as HRank+ pads and crops."""
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, PadShortcut) and f"{name}.source" not in state:
-            first, last = (state[f"{name.rpartition('.downsample')[0]}.{conv}.weight"] for conv in ("conv1", "conv2"))
+        block = name.rpartition(".downsample")[0]
+        first, last = (state.get(f"{block}.{conv}.weight") for conv in ("conv1", "conv2"))
+        if isinstance(module, PadShortcut) and f"{name}.source" not in state and first is not None and last is not None:
             found[f"{name}.source"] = pad_source(first.shape[1], last.shape[0])
     return found
 
