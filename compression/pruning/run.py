@@ -88,6 +88,7 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     pruned = bench.backend(narrow)
     results = bench.compare(dense, pruned, steps[-1].top1)
     checkpoint = _checkpoint(classifier, plan, pruned, {name: results[name][1] for name in ("top1", "params", "macs")})
+    checkpoint["refitted"] = any(step.name == "refitted" for step in steps)
     results |= {
         "bytes": [_bytes(_dense_checkpoint(classifier, checkpoint)), _bytes(checkpoint)],
         "labels": labels,

@@ -100,6 +100,11 @@ class RunArguments:
     freeze: tuple[str, ...] = flag(
         (), "what is not trained: the first N modules, or name patterns of modules", metavar="N|PATTERN", many=True, group="network"
     )
+    freeze_norms: bool | None = flag(
+        None,
+        "keep batch norm's statistics as they are; default: of a network that prune.py has refitted, unless a schedule compresses it",
+        group="training",
+    )
     cutoff: int | None = flag(None, "keep this many layers of a YAML network, followed by a classification head", group="network")
     compress_rate: str = flag(
         "", 'build narrow: share of the channels to remove, as "[0.]+[0.15]*2+[0.4]*27", or one for all', metavar="RATES", group="pruning"

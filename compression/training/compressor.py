@@ -32,7 +32,7 @@ from utils.files.yaml_files import write_yaml
 from utils.loop.ema import EMA
 from utils.loop.engine import Run, classifier, evaluate, fit, train_epoch
 from utils.loop.hooks import Hook
-from utils.loop.norms import FrozenNorms, NormWarmup
+from utils.loop.norms import FrozenNorms, NormWarmup, batch_norms
 from utils.loop.optim import LearningRate, make_optimizer
 from utils.loop.precision import Precision, zero_idle_gradients_
 from utils.loop.signals import calling_on_signals
@@ -77,6 +77,8 @@ class ClassifierCompressor:
         self.profile = profile(setup.network.model, setup.network.spec)
         self.model = self._on_device(setup.network.model)
         frozen = FrozenNorms(freeze_(self.model, arguments.freeze))  # before the optimizer and DDP look at what trains
+        if self.arguments.freeze_norms:
+            frozen.norms += batch_norms(self.model)
         self.findings = setup.findings
         self.feed = DataFeed(self.arguments, self.data, setup.network.spec, setup.augmentation, self.device)
 

@@ -48,7 +48,8 @@ class Network:
     Attributes:
         plan: which channels of the dense network are left, where some were cut; the run's checkpoints keep it.
         notes: what was mended or assumed on the way.
-        fresh_norms: whether batch norms have no statistics yet that fit: the network is new, or was cut.
+        fresh_norms: whether batch norms have no statistics yet that fit: the network is new, or was cut and not refitted.
+        refitted: whether the weights were refitted to the statistics of batch norm, and nothing was trained since.
         dense: "path" and "sha256" of the dense network's file, where the weights were cut from one with the same classes.
     """
 
@@ -58,6 +59,7 @@ class Network:
     notes: list[str]
     fresh_norms: bool
     dense: Mapping[str, Any] | None = None
+    refitted: bool = False
 
 
 @dataclass
@@ -95,7 +97,8 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     if arguments.cache:
         data = _cached(data, arguments.cache, spec, notes)
     notes += unreadable_notes(data.unreadable)
-    filled = {**asdict(recipe), "imgsz": spec.imgsz, "channels": spec.channels, "fliplr": fliplr}
+    freeze_norms = network.refitted and not arguments.compress if arguments.freeze_norms is None else arguments.freeze_norms
+    filled = {**asdict(recipe), "freeze_norms": freeze_norms, "imgsz": spec.imgsz, "channels": spec.channels, "fliplr": fliplr}
     resolved = replace(_with_absolute_paths(arguments), resume="", **filled)
     return Setup(resolved, recipe, data, augment, network, findings)
 
@@ -193,7 +196,8 @@ def _with_weights(spec: ModelSpec, trained: ModelSpec, file: WeightsFile) -> Net
         notes.append("the weights carry no class names; their outputs are taken in the order of the data's classes")
     plan = file.checkpoint.get("plan")
     dense = file.checkpoint.get("dense") if as_many and not other_classes else None
-    return Network(spec, model, plan, notes, fresh_norms=bool(plan), dense=dense)
+    refitted = bool(file.checkpoint.get("refitted"))
+    return Network(spec, model, plan, notes, fresh_norms=bool(plan) and not refitted, dense=dense, refitted=refitted and dense is not None)
 
 
 def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Network:
@@ -213,6 +217,7 @@ def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Net
     narrow = build_narrow(spec, arguments.compress_rate)
     sizes = {name: narrow.graph.group(name).size for name in narrow.widths}
     plan: dict[str, Any] = {"kept": {}, "sizes": sizes, "widths": dict(narrow.widths)}
+    refitted = False
     if has_weights:
         orders = score_by_files(arguments.ranks, dense.model, narrow.graph, spec.name).orders
         noise = torch.randn(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
@@ -222,7 +227,8 @@ def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Net
             images = sample(data.split("train"), narrow.spec, REFIT_IMAGES, REFIT_BATCH, arguments.seed)
             for step, seconds in recover_(narrow.model, dense.model, narrow.graph, loaded.kept, images, Recovery(seed=arguments.seed)):
                 dense.notes.append(f"{step} on {len(images)} training images, in {seconds:.1f} s")
-    return Network(narrow.spec, narrow.model, plan, dense.notes, fresh_norms=True)
+                refitted |= step == "refitted"
+    return Network(narrow.spec, narrow.model, plan, dense.notes, fresh_norms=not refitted, refitted=refitted)
 
 
 def _cached(data: ImageData, kind: str, spec: ModelSpec, notes: list[str]) -> ImageData:

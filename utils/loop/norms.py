@@ -9,7 +9,11 @@ from utils.loop.hooks import Hook
 
 
 class FrozenNorms(Hook):
-    """Keeps the normalisation layers of frozen modules in eval mode, so that their statistics do not change."""
+    """Keeps normalisation layers in eval mode, so that their statistics do not change: those of frozen modules, or all of them.
+
+    Refitted weights fit the statistics of the dense network. With a batch's own they are those of a network that is worse, and a
+    short fine-tuning does not bring that back.
+    """
 
     def __init__(self, norms: list[nn.Module]) -> None:
         self.norms = norms
@@ -17,6 +21,11 @@ class FrozenNorms(Hook):
     def on_epoch_begin(self, run: Run) -> None:
         for norm in self.norms:
             norm.eval()
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Return the batch norms of a network."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 class NormWarmup(Hook):
@@ -28,8 +37,7 @@ class NormWarmup(Hook):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.momenta = [(norm, norm.momentum) for norm in norms if norm.momentum is not None]
+        self.momenta = [(norm, norm.momentum) for norm in batch_norms(model) if norm.momentum is not None]
 
     def on_minibatch_begin(self, run: Run) -> None:
         steps = run.epoch * run.steps_per_epoch + run.step

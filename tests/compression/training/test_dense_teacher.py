@@ -58,3 +58,39 @@ def test_it_is_found_checked_and_left_out(script, tmp_path, pruned):
     dense.unlink()
     output, _ = fine_tune(script, weights, tmp_path)
     assert f"not distilled: the dense network {dense} is gone; --kd-resume FILE names another teacher" in output
+
+
+def statistics(path):
+    state = read_tensor_file(path)["state_dict"]
+    return {name: value for name, value in state.items() if "running_" in name}
+
+
+def kept(path, weights):
+    before = statistics(weights)
+    return all(torch.equal(value, before[name]) for name, value in statistics(path).items())
+
+
+def test_a_refitted_networks_norms_are_frozen_unless_it_is_asked_otherwise_or_trained_before(script, tmp_path, pruned):
+    _, weights = pruned
+    last = tmp_path / "runs/train/exp/weights/last.pt"
+    assert read_tensor_file(weights)["refitted"] is True
+    _, options = fine_tune(script, weights, tmp_path)
+    assert options["freeze_norms"] is True
+    assert kept(last, weights)
+    trained = shutil.copy(last, tmp_path / "trained.pt")
+    (tmp_path / "s.yaml").write_text(
+        "pruners: {p: {class: SensitivityPruner, sensitivities: {'*': 0.1}}}\npolicies: [{pruner: {instance_name: p}, epochs: [0]}]\n"
+    )
+    for flags in (("--no-freeze-norms",), ("--compress", "s.yaml")):
+        _, options = fine_tune(script, weights, tmp_path, *flags)
+        assert options["freeze_norms"] is False
+        assert not kept(last, weights)
+    _, options = fine_tune(script, trained, tmp_path)  # it was trained since
+    assert options["freeze_norms"] is False
+
+    done = script("prune.py", "--weights", "dense.pt", "--compress_rate", 0.5, "--criterion", "l1", "--images", 16, "--workers", 0, "--no-refit")
+    assert done.code == 0, done.err
+    bare = tmp_path / "runs/prune/exp2/weights/pruned.pt"
+    assert read_tensor_file(bare)["refitted"] is False
+    _, options = fine_tune(script, bare, tmp_path)
+    assert options["freeze_norms"] is False
