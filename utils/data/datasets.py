@@ -120,7 +120,7 @@ def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
             )
         if not any(classes.values()):
             raise UserError(f"{folders[split]} holds no class folders with images; fill it, or remove it")
-        paths = PathList(path for _, files in sorted(classes.items()) for path in files)
+        paths = PathList.joined(files for _, files in sorted(classes.items()))
         labels = [np.full(len(files), index.get(c, -1), np.int64) for c, files in sorted(classes.items())]
         splits[split] = Split.of(FileImages(paths), np.concatenate(labels))
     return ImageData(name, tuple(folder_names), splits)

@@ -20,6 +20,15 @@ class PathList(Sequence[Path]):
         self.text = b"".join(encoded)
         self.ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
 
+    @classmethod
+    def joined(cls, parts: Iterable[PathList]) -> PathList:
+        """Return the paths of several lists as one."""
+        lists, paths = list(parts), cls([])
+        paths.text = b"".join(part.text for part in lists)
+        begins = np.cumsum([0, *(len(part.text) for part in lists)])
+        paths.ends = np.concatenate([paths.ends, *(part.ends + begin for part, begin in zip(lists, begins, strict=False))])
+        return paths
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -38,10 +47,10 @@ class PathList(Sequence[Path]):
         return Path(self.name(range(len(self))[index]))
 
 
-def list_classes(folder: Path) -> dict[str, list[str]]:
+def list_classes(folder: Path) -> dict[str, PathList]:
     """Return the image files below each folder of a folder, in the order of their paths; hidden ones are left out."""
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    return {name: sorted(_files_below(os.path.join(folder, name)), key=lambda path: path.split(os.sep)) for name in classes}
+    return {name: PathList(sorted(_files_below(os.path.join(folder, name)), key=lambda path: path.split(os.sep))) for name in classes}
 
 
 def _files_below(folder: str) -> Iterator[str]:

@@ -88,7 +88,9 @@ def test_a_refitted_networks_norms_are_frozen_unless_it_is_asked_otherwise_or_tr
     _, options = fine_tune(script, trained, tmp_path)  # it was trained since
     assert options["freeze_norms"] is False
 
-    done = script("prune.py", "--weights", "dense.pt", "--compress_rate", 0.5, "--criterion", "l1", "--images", 16, "--workers", 0, "--no-refit")
+    done = script(
+        "prune.py", "--weights", "dense.pt", "--compress_rate", 0.5, "--criterion", "l1", "--images", 16, "--workers", 0, "--no-refit"
+    )
     assert done.code == 0, done.err
     bare = tmp_path / "runs/prune/exp2/weights/pruned.pt"
     assert read_tensor_file(bare)["refitted"] is False

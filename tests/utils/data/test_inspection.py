@@ -136,6 +136,9 @@ def test_paths_are_held_as_text_and_handed_out_as_paths():
     assert list(paths) == [Path(name) for name in names]
     with pytest.raises(IndexError):
         paths[3]
+    both = PathList.joined([paths, PathList([]), PathList(["x"])])
+    assert [both.name(i) for i in range(4)] == [*names, "x"]
+    assert len(PathList.joined([])) == 0
 
 
 def test_files_are_listed_in_the_order_of_their_paths_without_hidden_ones(tmp_path):
@@ -146,4 +149,4 @@ def test_files_are_listed_in_the_order_of_their_paths_without_hidden_ones(tmp_pa
     (tmp_path / "loose.png").touch()
     expected = sorted((path for path in (tmp_path / "cls").rglob("*") if listing.IMAGE_SUFFIXES & {path.suffix.lower()}), key=str)
     expected = [path for path in sorted(expected) if not any(part.startswith(".") for part in path.relative_to(tmp_path).parts)]
-    assert list_classes(tmp_path) == {"cls": [str(path) for path in expected]}
+    assert {name: list(paths) for name, paths in list_classes(tmp_path).items()} == {"cls": expected}
