@@ -24,6 +24,7 @@ class Bits:
 
 
 KEYS = {f"bits_{field.name}": field.name for field in fields(Bits)}
+OLD_KEYS = {"acts": "bits_activations", "wts": "bits_weights"}  # of Distiller's bits_overrides
 
 
 def read_bits(value: Any, place: Place) -> int | None:
@@ -39,6 +40,7 @@ def read_overrides(value: Any, place: Place) -> dict[str, dict[str, int | None]]
         _expression(pattern, inner)
         found[pattern] = {}
         for key, item in mapping(given, inner).items():
+            key = OLD_KEYS.get(key, key)
             if key not in KEYS:
                 raise inner.error(f"unknown key {shown(key)}.{nearest(str(key), KEYS)} Valid: {', '.join(KEYS)}")
             found[pattern][key] = read_bits(item, inner / key)

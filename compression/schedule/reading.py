@@ -22,6 +22,7 @@ from utils.options import Place, build, mapping, one_line, shown
 
 VERSION = 1
 LONGEST_NAME = 100  # of an instance, so that messages and tables remain readable
+OLD_NAMES = {"bits_overrides": "overrides"}  # of arguments, in Distiller's early files
 INJECTED = ("name", "model", "optimizer", "last_epoch")  # Distiller passes them to constructors; a file need not give them
 
 Instances = Mapping[str, tuple[str, Any]]  # name -> name of the class, instance
@@ -144,7 +145,7 @@ def _instance(section_name: str, values: Any, place: Place) -> tuple[str, Any]:
     if "class" not in given:
         raise place.error("'class' is missing")
     class_name = given.pop("class")
-    given = {key: value for key, value in given.items() if key not in INJECTED}
+    given = {OLD_NAMES.get(key, key): value for key, value in given.items() if key not in INJECTED}
     if section_name == "lr_schedulers":
         return class_name, DescribedRates(class_name, given, place)
     if not isinstance(class_name, str) or class_name not in section.classes:

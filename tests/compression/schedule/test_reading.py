@@ -254,3 +254,13 @@ def test_words_are_taken_in_any_case_and_what_is_for_lapq_is_refused_by_its_name
     message = refusal(tmp_path, text.format("inputs_quant_auto_fallback: true"))
     assert message.startswith("quantizers.q: 'inputs_quant_auto_fallback' is for LAPQ (arXiv:1911.07190)")
     assert "clip_acts then fixes the ranges" in message
+
+
+EARLY, LATE = "bits_overrides: {fc: {wts: null, acts: 4}}", "overrides: {fc: {bits_weights: null, bits_activations: 4}}"
+
+
+@pytest.mark.parametrize("form", [EARLY, LATE])
+def test_overrides_of_bits_in_distillers_early_form(tmp_path, form):
+    text = f"quantizers:\n  q: {{class: PACTQuantizer, bits_activations: 8, bits_weights: 3, {form}}}\n"
+    schedule = read(tmp_path, text + "policies:\n  - quantizer: {instance_name: q}\n    epochs: [0]\n")
+    assert schedule.entries[0].instance.overrides == {"fc": {"bits_weights": None, "bits_activations": 4}}
