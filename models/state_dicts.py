@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -61,8 +62,7 @@ def identify(state: Mapping[str, Tensor], path: Path) -> str:
     num_classes, channels = count_classes(state, path), count_channels(state)
     wider: dict[str, dict[str, torch.Size]] = {}
     for name in ARCHITECTURES:
-        with torch.device("meta"):
-            target = build(ModelSpec(name, num_classes, channels=channels)).state_dict()
+        target = _tensors_of(name, num_classes, channels)
         found = _rename_head(respelled(state, target)[0], target, [])
         if _float_shapes(target) == _float_shapes(found):
             return name
@@ -73,6 +73,13 @@ def identify(state: Mapping[str, Tensor], path: Path) -> str:
     if wider:
         raise UserError(f"{path} holds a network with fewer channels than one of ours: {', '.join(wider)}; say which with --model")
     raise UserError(f"{path} is a plain state dict whose shapes match none of our architectures; name its architecture with --model")
+
+
+@cache
+def _tensors_of(name: str, num_classes: int, channels: int) -> dict[str, Tensor]:
+    """Return the tensors of one of our architectures, without memory."""
+    with torch.device("meta"):
+        return dict(build(ModelSpec(name, num_classes, channels=channels)).state_dict())
 
 
 def is_narrower(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> bool:

@@ -70,7 +70,7 @@ def test_commands_are_found():
     assert len([command for page in WRITTEN for command in commands(page)]) >= 45
 
 
-OTHERS = {"--nproc_per_node", "--help"}  # torchrun's, argparse's
+OTHERS = {"--nproc_per_node", "--nnodes", "--help"}  # torchrun's, argparse's
 DISTILLERS = {"--arch", "--lr", "--etes"}  # named beside ours
 
 

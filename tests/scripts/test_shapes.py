@@ -26,7 +26,7 @@ def strips(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+@pytest.mark.parametrize("fit", [pytest.param("crop", marks=pytest.mark.exhaustive), "letterbox"])
 def test_a_run_of_oblong_images_goes_all_the_way(script, strips, tmp_path, fit):
     common = ("--data", strips, "--workers", 0, "--device", "cpu")
     flags = ("--model", "resnet20", "--imgsz", 16, 48, "--fit", fit, "--epochs", 1, "--batch-size", 8, "--name", "t", "--project", tmp_path)

@@ -73,7 +73,7 @@ def test_small(network: type[nn.Module]) -> None:
     check(network(), [torch.randn(3, *size), torch.randn(2, *size)])
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", architectures(quick=("yolov5n-cls", "resnet20", "googlenet-cifar", "densenet40", "mobilenet-v1")))
 def test_architectures(name: str) -> None:
     torch.manual_seed(0)
     model = ARCHITECTURES[name](10, 3)
