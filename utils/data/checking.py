@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ MOST = 100_000  # of more files none is looked at: what can't be read is then me
 WHOLE = 1 << 17  # files of so many bytes are read whole, of larger ones both ends
 END = 1 << 16  # bytes
 THREADS, CHUNK = 8, 512
+SLOW = 2e-4  # seconds a file: above it storage is waited for, and threads help; below it they only take turns, three times slower
 LACKING = re.compile(r": ([^:]+ can't be read here; .*)$")  # what ``defect`` says of a format without its plug-in
 _PNG, _JPEG = b"\x89PNG", b"\xff\xd8"
 
@@ -46,14 +48,17 @@ class Looks:
 
 
 def look_at(paths: Sequence[Path]) -> Looks:
-    """Look at files, several at a time; see ``MOST``."""
+    """Look at files, several at a time where storage is slow; see ``MOST``."""
     if len(paths) > MOST:
         return Looks.nothing(len(paths))
     chunks = [range(begin, min(begin + CHUNK, len(paths))) for begin in range(0, len(paths), CHUNK)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = [one for chunk in pool.map(lambda chunk: _look_at(paths[place] for place in chunk), chunks) for one in chunk]
-    if not found:
+    if not chunks:
         return Looks.nothing(0)
+    begin = time.perf_counter()
+    found = _look_at(paths[place] for place in chunks[0])
+    slow = time.perf_counter() - begin > SLOW * len(chunks[0])
+    with ThreadPoolExecutor(THREADS if slow else 1) as pool:
+        found += [one for chunk in pool.map(lambda chunk: _look_at(paths[place] for place in chunk), chunks[1:]) for one in chunk]
     reasons, prints, sizes = zip(*found, strict=True)
     return Looks(list(reasons), np.array(prints, np.uint64), np.array(sizes, np.int64))
 

@@ -107,6 +107,18 @@ def test_both_ends_of_a_large_file_tell_what_the_whole_tells(tmp_path, monkeypat
     assert len(set(looks.prints[:3].tolist())) == 3
 
 
+@pytest.mark.parametrize("slow", [-1.0, 1.0])
+def test_several_threads_see_what_one_sees_in_the_same_order(tmp_path, monkeypatch, slow):
+    paths = fill(tmp_path, "a", 9, 0)
+    expected = look_at(paths)
+    monkeypatch.setattr(checking, "CHUNK", 2)
+    monkeypatch.setattr(checking, "SLOW", slow)
+    found = look_at(paths)
+    assert found.prints.tolist() == expected.prints.tolist()
+    assert len(set(found.prints.tolist())) == 9
+    assert found.reasons == [None] * 9
+
+
 def test_of_very_many_files_none_is_looked_at(tmp_path, monkeypatch):
     fill(tmp_path / "train", "a", 2, 0)
     fill(tmp_path / "train", "b", 2, 100)
