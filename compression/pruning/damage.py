@@ -20,7 +20,8 @@ from compression.tracing.graph import ChannelGraph, Keep
 from utils.modes import eval_mode
 
 PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
-SEVERE = 0.1  # nats: below the last of these shares the width is halved until the damage is at least so much
+FURTHER = (0.1, 0.05)  # and at these too, as long as it is not SEVERE
+SEVERE = 0.1  # nats
 STEPS = 64  # widths, at most, at which the readers' errors are known
 EVENLY = 1e-9  # added to the error at each of them: where no reader loses anything, or none is known, damage grows evenly
 
@@ -61,7 +62,7 @@ def _curve(
 ) -> list[tuple[float, float]]:
     """Return (share kept, damage), measured at some widths; between them it grows with the readers' errors."""
     size, least = entry[0].size, max(1, *(len(group.fixed) for group in entry))
-    probed = {max(round(share * size), least) for share in (*PROBED, *_halvings(PROBED[-1], size))} - {size}
+    probed = {max(round(share * size), least) for share in (*PROBED, *FURTHER)} - {size}
     readers = {group.name: readers_of(group, graph.shapes, moments) for group in entry}
     kept = {group.name: set(range(group.size)) for group in entry}
     widths, errors, measured = [size], [0.0], {0.0: 0.0}  # error -> damage
@@ -80,11 +81,6 @@ def _curve(
                 break
     damages = np.interp(errors, list(measured), list(measured.values())).tolist()
     return [*zip((width / size for width in widths), damages, strict=True)]
-
-
-def _halvings(share: float, size: int) -> list[float]:
-    """Return half the share, a quarter, and so on down to one unit."""
-    return [share / 2**count for count in range(1, max(int(share * size), 1).bit_length())]
 
 
 class _Bench:
