@@ -15,7 +15,7 @@ from models.networks.resnet import CIFAR_DEPTHS, pad_sources
 from models.networks.widths import group_counts, is_depthwise, resize_
 from models.quantized.preparing import prepare_
 from models.spelling import respelled
-from models.state_dicts import count_channels, count_classes, find_head, find_stem, identify, is_narrower, load_state_
+from models.state_dicts import count_channels, count_classes, find_head, find_stem, identify, is_narrower, load_state_, rename_head
 from utils.errors import UserError
 from utils.files import pickled_tensors
 from utils.files.checkpoint import NeedsCode, check_version, find_state_dict, is_checkpoint, read_tensor_file
@@ -65,17 +65,18 @@ class LoadedClassifier:
     named: bool = True
 
 
-def load_classifier(weights: str | Path, model_name: str | None = None) -> LoadedClassifier:
+def load_classifier(weights: str | Path, model_name: str | None = None, size_known: bool = False) -> LoadedClassifier:
     """Read a weights file and build the network that it describes, with its weights.
 
     Args:
         weights: one of our checkpoints, a plain state dict, or an official YOLOv5 classifier.
         model_name: the architecture of a plain state dict; without it, our own architectures are compared by shapes.
+        size_known: whether the images' size is given otherwise, so that nothing need be said where the file does not tell.
 
     Raises:
         UserError: the file is not readable, or its architecture is not known.
     """
-    file = read_weights(weights)
+    file = read_weights(weights, model_name, size_known)
     check_name(file, model_name)
     spec = file.spec or _spec_of_state_dict(file, model_name)
     model = build_as(spec, file)
@@ -83,8 +84,8 @@ def load_classifier(weights: str | Path, model_name: str | None = None) -> Loade
     return LoadedClassifier(model, spec, [*file.notes, *notes], file.checkpoint, file.named)
 
 
-def read_weights(path: str | Path) -> WeightsFile:
-    """Read a weights file of any origin without running code from it.
+def read_weights(path: str | Path, model_name: str | None = None, size_known: bool = False) -> WeightsFile:
+    """Read a weights file of any origin without running code from it; see ``load_classifier``.
 
     Raises:
         UserError: the file is absent, damaged, foreign, or needs code to load.
@@ -93,7 +94,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     try:
         content = read_tensor_file(path)
     except NeedsCode as refusal:
-        return _read_pickled(path, refusal)
+        return _read_pickled(path, refusal, model_name, size_known)
     if not is_checkpoint(content):
         return WeightsFile(path, {plain(name): value for name, value in find_state_dict(content, path).items()}, named=False)
     content = check_version(content, path)
@@ -126,6 +127,7 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
     model = build(spec)
     if not file.checkpoint:
         file.state, notes = respelled(file.state, model.state_dict())
+        file.state = rename_head(file.state, model.state_dict(), notes)
         file.notes += notes
         if is_narrower(file.state, model.state_dict()):
             file.checkpoint = {"plan": {"kept": {}, "sizes": {}}}
@@ -178,24 +180,35 @@ def _spec_of_state_dict(file: WeightsFile, model_name: str | None) -> ModelSpec:
     return ModelSpec(name, num_classes, default_size(name), count_channels(file.state), definition=definition)
 
 
-def _read_pickled(path: Path, refusal: NeedsCode) -> WeightsFile:
-    """Take the tensors, and of an official YOLOv5 classifier the class names, out of a file without running its code."""
+def _read_pickled(path: Path, refusal: NeedsCode, model_name: str | None, size_known: bool) -> WeightsFile:
+    """Take the tensors, and of a pickled network the class names, out of a file without running its code."""
     try:
         content = pickled_tensors.read_pickled(path)
-        candidates = [content.get("ema"), content.get("model")] if isinstance(content, dict) else [content]
+        candidates = [content.get(key) for key in ("ema", "model", "net", "state_dict")] if isinstance(content, dict) else [content]
         if module := next((value for value in candidates if pickled_tensors.is_module(value)), None):
-            return _from_module(module, path)
-        state, left_out = find_state_dict(content, path), sorted(pickled_tensors.classes_in(content))
+            network = pickled_tensors.module_tensors(module)
+        else:
+            state, left_out = find_state_dict(content, path), sorted(pickled_tensors.classes_in(content))
     except Exception:  # a hostile file can hold anything
         raise refusal from None
+    if module:
+        try:
+            return _from_module(module, network, path, model_name, size_known)
+        except UserError:
+            if model_name:
+                raise
+            raise NeedsCode(f"{refusal}, or name its architecture with --model") from None
+        except Exception:
+            raise refusal from None
     note = f"{path} holds more than tensors, which was left out since reading it could run code: {', '.join(left_out[:4])}"
     return WeightsFile(path, {plain(name): value for name, value in state.items()}, named=False, notes=[note])
 
 
-def _from_module(module: Any, path: Path) -> WeightsFile:
-    state = {name: value.float() if value.is_floating_point() else value for name, value in pickled_tensors.module_tensors(module).items()}
+def _from_module(module: Any, tensors: dict[str, Tensor], path: Path, model_name: str | None, size_known: bool) -> WeightsFile:
+    state = {plain(name): value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     num_classes = count_classes(state, path)
-    spec = ModelSpec(identify(state, path), num_classes, channels=count_channels(state))
+    name, definition = resolve_model(model_name) if model_name else (identify(state, path), None)
+    spec = ModelSpec(name, num_classes, channels=count_channels(state), definition=definition)
     names = module.state.get("names")
     names = [names.get(i) for i in range(num_classes)] if isinstance(names, dict) else names
     named = isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
@@ -206,4 +219,4 @@ def _from_module(module: Any, path: Path) -> WeightsFile:
     stored = pickled_tensors.module_values(module, "eps")
     differing = {name: float(stored[name]) for name, eps in built.items() if name in stored and stored[name] != eps}
     note = f"{path} does not tell the size of its images: {spec.size_text} is assumed; if it was trained at another, give --imgsz"
-    return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named, notes=[note])
+    return WeightsFile(path, state, spec.with_(norm_eps=differing), named=named, notes=[] if size_known else [note])

@@ -19,7 +19,7 @@ def respelled(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tupl
     """
     notes: list[str] = []
     found = dict(state)
-    if prefix := _prefix(found, target):
+    if prefix := _prefix(found, target) or _prefix_of_all(found, target):
         outside = [name for name in found if not name.startswith(prefix)]
         left_out = f"; left out: {', '.join(outside[:4])}" if outside else ""
         notes.append(f"the names of the weights begin with '{prefix}', which is dropped{left_out}")
@@ -37,6 +37,18 @@ def _prefix(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
         return ""
     prefixes = {name[: len(name) - len(wanted[0])] for name in state if name.endswith(f".{wanted[0]}")}
     return next((prefix for prefix in sorted(prefixes, key=len) if all(prefix + name in state for name in wanted)), "")
+
+
+def _prefix_of_all(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    """Return what all names begin with, if without it they are the target's but for the numbers; else ""."""
+    first = next(iter(state), "").split(".")
+    for count in range(1, len(first)):
+        prefix = ".".join(first[:count]) + "."
+        if not all(name.startswith(prefix) for name in state):
+            break
+        if _renumbered({name.removeprefix(prefix): value for name, value in state.items()}, target):
+            return prefix
+    return ""
 
 
 def _renumbered(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:

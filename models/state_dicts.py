@@ -33,7 +33,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
     """
     target = model.state_dict()
     notes: list[str] = []
-    state = _rename_head({plain(name): value for name, value in state.items()}, target, notes)
+    state = rename_head({plain(name): value for name, value in state.items()}, target, notes)
     fresh = _fresh_head(state, target, fresh_head, notes)
     _convert_stem_(state, target, notes)
     optional = fresh | {name for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
@@ -63,7 +63,7 @@ def identify(state: Mapping[str, Tensor], path: Path) -> str:
     wider: dict[str, dict[str, torch.Size]] = {}
     for name in ARCHITECTURES:
         target = _tensors_of(name, num_classes, channels)
-        found = _rename_head(respelled(state, target)[0], target, [])
+        found = rename_head(respelled(state, target)[0], target, [])
         if _float_shapes(target) == _float_shapes(found):
             return name
         if is_narrower(found, target) and (shapes := _float_shapes(target)) not in wider.values():
@@ -131,11 +131,12 @@ def _float_shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in state.items() if value.is_floating_point()}
 
 
-def _rename_head(state: dict[str, Tensor], target: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+def rename_head(state: dict[str, Tensor], target: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Return a state dict whose head has the name of the target's, if it is certain which one it is."""
     theirs, ours = find_head(state), find_head(target)
     if not theirs or not ours or theirs == ours or f"{theirs}.weight" in target or f"{ours}.weight" in state:
         return state
-    if state[f"{theirs}.weight"].shape[1] != target[f"{ours}.weight"].shape[1]:
+    if state[f"{theirs}.weight"].shape[1] > target[f"{ours}.weight"].shape[1]:  # fewer are those of a network that was cut
         return state
     notes.append(f"the head '{theirs}' of the weights is this network's '{ours}'")
     return {f"{ours}{name.removeprefix(theirs)}" if name.startswith(f"{theirs}.") else name: value for name, value in state.items()}

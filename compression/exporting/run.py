@@ -98,7 +98,7 @@ def prepare_export(arguments: ExportArguments) -> ExportJob:
         FORMATS[name].check(arguments.int8)
     if is_exported(arguments.weights):
         raise UserError(f"{arguments.weights} has been exported already; give the checkpoint that it was made from")
-    loaded = load_classifier(arguments.weights, arguments.model or None)
+    loaded = load_classifier(arguments.weights, arguments.model or None, size_known=arguments.imgsz is not None)
     reference = TorchBackend(loaded, CPU, imgsz=image_size(arguments.imgsz))
     warm_up(reference, 1, passes=1)
     data = load_for(reference, arguments.data, "val", None, None, arguments.download, arguments.max_pixels) if arguments.data else None

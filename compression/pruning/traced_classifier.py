@@ -76,7 +76,7 @@ def load_traced(arguments: PruneArguments) -> TracedClassifier:
         UserError: the weights can't be loaded, the size does not fit, or a pattern of --exclude matches nothing.
     """
     if arguments.weights:
-        loaded = load_classifier(arguments.weights, arguments.model or None)
+        loaded = load_classifier(arguments.weights, arguments.model or None, size_known=arguments.imgsz is not None)
         if loaded.spec.quantization:
             raise UserError(f"{arguments.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     else:

@@ -79,7 +79,9 @@ class RunArguments:
     warmup_epochs: float | None = flag(
         None, "epochs over which the learning rate rises from 0; default: the recipe's", metavar="EPOCHS", group="training"
     )
-    momentum: float | None = flag(None, "momentum of SGD and RMSProp, beta1 of Adam and AdamW; default: the recipe's", group="training")
+    momentum: float | None = flag(
+        None, "momentum of SGD, Muon and RMSProp, beta1 of Adam and AdamW; default: the recipe's", group="training"
+    )
     decay: float | None = flag(None, "weight decay; biases and norms have none; default: the recipe's", "--weight-decay", group="training")
     label_smoothing: float | None = flag(
         None, "share of the target that is spread over all classes; default: the recipe's", metavar="SHARE", group="training"

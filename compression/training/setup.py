@@ -17,7 +17,7 @@ from compression.pruning.recovery import Recovery, recover_
 from compression.scoring.calibration import sample
 from compression.scoring.criteria import score_by_files
 from compression.training.arguments import TrainArguments
-from compression.training.recipes import Recipe, choose_recipe
+from compression.training.recipes import Recipe, choose_recipe, default_recipe
 from models.loading import WeightsFile, build_as, check_name, read_weights
 from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model
 from models.networks.widths import group_counts
@@ -35,6 +35,7 @@ from utils.data.transforms import Augmentation, augmentation
 from utils.errors import UserError
 from utils.loop.norms import NormWarmup
 from utils.loop.optim import NORMS
+from utils.output.commands import command
 from utils.spec import ModelSpec, image_size
 
 DEFAULT_MODEL, DEFAULT_SIZE = "yolov5n-cls", 224
@@ -89,7 +90,9 @@ def set_up(arguments: TrainArguments, checkpoint: dict[str, Any] | None = None) 
     if checkpoint or set(spec.class_names) == set(data.class_names):
         data = data.for_classes(spec.class_names)
     trained = bool(arguments.weights or arguments.pretrained)
-    recipe = choose_recipe(arguments.recipe or ("finetune" if trained else "default"), vars(arguments), data.augment, spec.longest)
+    name = arguments.recipe or default_recipe(trained, bool(arguments.compress))
+    steps = len(data.split("train")) * arguments.effective_train_size / arguments.batch_size / arguments.accumulate
+    recipe = choose_recipe(name, vars(arguments), data.augment, spec.longest, max(steps, 1))
     fliplr = data.fliplr if arguments.fliplr is None else arguments.fliplr
     augment = augmentation(recipe.augment, fliplr=fliplr, policy=arguments.auto_augment, erasing=arguments.erasing)
     findings = inspect(data, spec)
@@ -134,7 +137,7 @@ def _new_network(arguments: TrainArguments, data: ImageData) -> Network:
         raise UserError("--ranks goes with --compress_rate: it says which channels stay")
     if arguments.weights and arguments.pretrained:
         raise UserError("--weights and --pretrained exclude each other: both say where the weights come from")
-    file = read_weights(arguments.weights) if arguments.weights else None
+    file = read_weights(arguments.weights, arguments.model, arguments.imgsz is not None) if arguments.weights else None
     trained = _spec_of_file(file, arguments) if file else _spec_of_name(arguments.model or DEFAULT_MODEL, arguments.pretrained)
     spec = _spec_for_data(trained, file, arguments, data)
     if file:
@@ -204,13 +207,13 @@ def _narrowed(arguments: TrainArguments, dense: Network, data: ImageData) -> Net
     """Build the network at the widths of --compress_rate, with the dense network's weights if it has some."""
     spec, has_weights = dense.spec, bool(arguments.weights or arguments.pretrained)
     if dense.plan:
-        raise UserError(f"{arguments.weights} is pruned already; to cut it further use prune.py")
+        raise UserError(f"{arguments.weights} is pruned already; leave --compress_rate out, or cut it further with prune.py")
     if spec.quantization:
         raise UserError(f"{arguments.weights} is quantized, so its channels can't be cut: prune first, then train quantized")
     if has_weights and not arguments.ranks:
         raise UserError(
-            "--compress_rate with --weights needs --ranks FOLDER, the ranks that prune.py writes: python prune.py --weights "
-            f"{arguments.weights} --data {arguments.data} --compress_rate ..."
+            "--compress_rate with --weights needs --ranks FOLDER, the ranks that prune.py writes: "
+            f"{command('prune', weights=arguments.weights, data=arguments.data)} --compress_rate ..."
         )
     if arguments.ranks and not has_weights:
         raise UserError("--ranks needs --weights: it says which channels of a trained network stay")

@@ -20,7 +20,7 @@ from utils.loop.precision import Precision
 from utils.spec import ImageSize, ModelSpec
 
 FOLDER = "an OpenVINO folder"
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".tar")
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".tar", ".ckpt", ".safetensors")  # usual ones; what a file holds decides
 RUNTIMES: dict[str, Callable[[Path, torch.device, bool], Runtime]] = {
     ".onnx": OnnxRuntime,
     ".torchscript": TorchScriptRuntime,
@@ -76,15 +76,13 @@ def open_backend(
         imgsz: side of the input, if not the file's own.
 
     Raises:
-        UserError: nothing here reads this kind of file, or the file is not sound.
+        UserError: the file is of none of these kinds, or not sound.
     """
     kind, path = kind_of(weights), Path(weights)
     if not weights or not path.exists():
         raise UserError(f"no weights file {weights}" if weights else "--weights is empty; give a file")
-    if kind in TORCH_SUFFIXES:
-        return TorchBackend(load_classifier(path, model_name), device, half, imgsz)
     if kind not in RUNTIMES:
-        raise UserError(f"weights {weights} are of an unknown kind; valid suffixes: {', '.join((*TORCH_SUFFIXES, *RUNTIMES))}")
+        return TorchBackend(load_classifier(path, model_name, size_known=imgsz is not None), device, half, imgsz)
     if model_name:
         raise UserError(f"{weights} is an exported network; leave --model {model_name} out")
     return ExportedBackend(RUNTIMES[kind](path, device, half), path, imgsz)

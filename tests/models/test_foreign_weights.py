@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.pruning.narrowing import build_narrow
+from models.backends import open_backend
 from models.loading import load_classifier
 from models.networks import build
 from utils.errors import UserError
@@ -83,6 +84,7 @@ def test_the_numbers_of_hranks_vgg_count_its_pools(tmp_path):
 NARROW = {
     "vgg16-cifar": "[0.3]*7+[0.75]*5",
     "resnet56": "[0.]+[0.15]*2+[0.4]*27",
+    "resnet110": "[0.]+[0.2]*2+[0.3]*54",
     "googlenet-cifar": "[0.]+[0.6]*2+[0.7]*5+[0.8]*2",
     "densenet40": "[0.]+[0.4]*12+[0.2]+[0.5]*12+[0.3]+[0.6]*12",
     "mobilenet-v1": "[0.]+[0.3]*12",
@@ -100,8 +102,19 @@ def test_a_narrow_network_from_elsewhere_has_the_widths_of_its_tensors(name, tmp
     assert loaded.spec.name == name
     assert {key: value.shape for key, value in loaded.model.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert loaded.checkpoint["plan"] == {"kept": {}, "sizes": {}}
-    if name != "resnet56":  # whose shortcuts are cut otherwise here
+    if name not in ("resnet56", "resnet110"):  # whose shortcuts are cut otherwise here
         assert same(loaded.model, model)
+
+
+def test_the_head_of_a_narrow_network_may_have_another_name(tmp_path):
+    model = build_narrow(ModelSpec("resnet20", 10, 32), "[0.]+[0.15]*2+[0.4]*9").model
+    state = {key.replace("fc.", "linear."): value for key, value in model.state_dict().items() if value.is_floating_point()}
+    assert "linear.weight" in state
+    torch.save({"state_dict": state}, tmp_path / "x.pt")
+    loaded = load_classifier(tmp_path / "x.pt")
+    assert loaded.spec.name == "resnet20"
+    assert torch.equal(loaded.model.fc.weight, model.fc.weight)
+    assert loaded.notes == ["the head 'linear' of the weights is this network's 'fc'"]
 
 
 def test_the_shortcuts_of_a_narrow_resnet_pad_and_crop_as_those_of_hrank(tmp_path):
@@ -129,6 +142,56 @@ def test_classes_beside_the_tensors_are_left_out_and_named(zipped, tmp_path):
     assert same(loaded.model, model)
     assert "argparse.Namespace" in loaded.notes[0]
     assert "left out" in loaded.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [({"optimizer_type": torch.optim.SGD}, "torch.optim.sgd.SGD"), ({"args": argparse.Namespace(lr=1)}, "argparse.Namespace")],
+    ids=["class", "object"],
+)
+def test_what_is_left_out_is_named(more, named, tmp_path):
+    torch.save({"state_dict": trained("resnet20").state_dict(), **more}, tmp_path / "x.pt")
+    assert load_classifier(tmp_path / "x.pt").notes[0].endswith(f"since reading it could run code: {named}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("key", ["", "net", "model"])
+def test_a_whole_pickled_network_is_read_and_may_need_its_name(key, zipped, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    whole = torchvision.models.mobilenet_v2(num_classes=5).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the old format, that it keeps the source
+        torch.save({key: whole} if key else whole, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / "x.pt", "needs code to load", "or name its architecture with --model")
+    assert same(load_classifier(tmp_path / "x.pt", "mobilenet_v2").model, whole)
+
+
+def test_a_prefix_before_names_that_are_numbered_otherwise(tmp_path):
+    model = trained("vgg16-cifar")
+    torch.save({f"net.{name}": value for name, value in hrank_vgg(model.state_dict()).items()}, tmp_path / "x.pt")
+    loaded = load_classifier(tmp_path / "x.pt")
+    assert (loaded.spec.name, same(loaded.model, model)) == ("vgg16-cifar", True)
+
+
+def test_the_size_of_the_images_is_not_asked_for_where_it_is_given(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(trained("resnet20"), tmp_path / "x.pt")
+    assert "give --imgsz" in load_classifier(tmp_path / "x.pt").notes[-1]
+    assert load_classifier(tmp_path / "x.pt", size_known=True).notes == []
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".weights", ""])
+def test_every_script_reads_weights_by_what_they_hold_and_not_by_their_suffix(suffix, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, images = trained("resnet20"), torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    expected = open_backend(str(tmp_path / "x.pt"), torch.device("cpu")).logits(images)
+    path = tmp_path / f"y{suffix}"
+    safetensors.save_file(model.state_dict(), path) if suffix == ".safetensors" else torch.save(model.state_dict(), path)
+    assert torch.equal(open_backend(str(path), torch.device("cpu")).logits(images), expected)
 
 
 def test_safetensors_are_read_whatever_the_suffix(tmp_path):

@@ -49,7 +49,7 @@ def test_help_begins_with_an_example_that_the_script_takes(script):
 def test_help_shows_the_choices_of_closed_sets():
     text = make_parser(train.TrainArguments, train.__doc__).format_help()
     for words in (
-        "--optimizer {SGD,Adam,AdamW,RMSProp}",
+        "--optimizer {SGD,Adam,AdamW,Muon,RMSProp}",
         "--augment {none,light,default,strong}",
         "--auto-augment {none,trivial,rand}",
         "--balance {none,sampler,weights}",
@@ -70,7 +70,7 @@ def test_help_shows_the_choices_of_closed_sets():
 @pytest.mark.parametrize(
     ("script", "line", "message"),
     [
-        ("train.py", "--optimizer adm", "--optimizer is 'adm'. Did you mean 'Adam'? Valid: SGD, Adam, AdamW, RMSProp"),
+        ("train.py", "--optimizer adm", "--optimizer is 'adm'. Did you mean 'Adam'? Valid: SGD, Adam, AdamW, Muon, RMSProp"),
         ("train.py", "--augment lihgt", "--augment is 'lihgt'. Did you mean 'light'? Valid: none, light, default, strong"),
         (
             "train.py",

@@ -122,7 +122,7 @@ BAD = [
     (("--source", "rtsp://127.0.0.1:1/x"), "can't open rtsp://127.0.0.1:1/x"),
     (("--weights", "no.pt"), "no weights file no.pt"),
     (("--weights", "model.xyz"), "no weights file model.xyz"),
-    (("--weights", __file__), "unknown kind; valid suffixes: .pt"),
+    (("--weights", __file__), "is not a weights file, or is damaged"),
     (("--weights", ""), "--weights is empty"),
     (("--imgsz", "0"), "image size is 0"),
     (("--topk", "0"), "topk is 0"),

@@ -126,8 +126,8 @@ class _LegacyUnpickler(_TensorUnpickler):
         self.storages, self.types = storages, dict[str, torch.dtype]()
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid[0] != "storage":  # the source of a module's class
-            return Stub()
+        if pid[0] != "storage":  # a module's class, and its source
+            return pid[1]
         _, dtype, key, *_ = pid
         self.types[key] = dtype
         return self.storages.get(key, torch.empty(0, dtype=dtype))
@@ -183,6 +183,8 @@ def classes_in(content: Any, depth: int = 0) -> set[str]:
     """Return the names of the classes and functions whose results a file holds in its dicts and lists."""
     if isinstance(content, Stub):
         return {getattr(type(content), "pickled_as", "an object")}
+    if isinstance(content, type) and issubclass(content, Stub):
+        return {getattr(content, "pickled_as", "a class")}
     inner = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
     return {name for value in inner for name in classes_in(value, depth + 1)} if depth < MAX_DEPTH else set()
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from utils.errors import UserError, unknown
+from utils.loop.muon import Muon
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -30,6 +31,7 @@ OPTIMIZERS = {
     "SGD": OptimizerKind(torch.optim.SGD, lambda m: {"momentum": m, "nesterov": m > 0}, True, 0.03, 5e-4),
     "Adam": OptimizerKind(torch.optim.Adam, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 5e-5),
     "AdamW": OptimizerKind(torch.optim.AdamW, lambda m: {"betas": (m, 0.999)}, True, 1e-3, 0.05),
+    "Muon": OptimizerKind(Muon, lambda m: {"momentum": m}, False, 0.01, 0.05),
     "RMSProp": OptimizerKind(torch.optim.RMSprop, lambda m: {"momentum": m}, False, 1e-3, 5e-5),
 }
 

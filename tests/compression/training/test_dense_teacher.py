@@ -37,7 +37,7 @@ def test_it_is_found_checked_and_left_out(script, tmp_path, pruned):
     assert f"distils from the dense network {dense}; --no-distill trains without" in output
     taught = [options[f"kd_{name}"] for name in ("resume", "temperature", "distill_wt", "student_wt")]
     assert taught == [str(dense), TEMPERATURE, DISTILL, STUDENT]
-    assert options["lr0"] == pytest.approx(0.02)
+    assert options["lr0"] == pytest.approx(0.003)
     distilled = read_tensor_file(tmp_path / "runs/train/exp/weights/last.pt")["state_dict"]
 
     output, options = fine_tune(script, weights, tmp_path, "--no-distill")

@@ -1,0 +1,108 @@
+"""Muon: steps that are orthogonal matrices for convolutions and linear layers, AdamW's for all other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+RMS = 0.2  # of a step of AdamW, about: so both kinds of parameters take one rate
+
+
+class Muon(Optimizer):
+    """Momentum whose steps are made orthogonal (kellerjordan.github.io/posts/muon), as large as AdamW's (arXiv:2502.16982).
+
+    A weight of two or more dimensions is a matrix, [outputs, the rest]. Its step is Nesterov's momentum with all singular
+    values brought to about 1, times ``0.2 * sqrt(max(rows, columns))``. All other parameters are trained by AdamW. Weight
+    decay is decoupled.
+
+    Args:
+        params: parameters or groups.
+        lr: the rate of all parameters.
+        momentum: of the matrices.
+        betas: of all others.
+        weight_decay: of a step, times the rate.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+            matrices = [parameter for parameter in trained if parameter.ndim > 1]
+            others = [parameter for parameter in trained if parameter.ndim < 2]
+            for members, change_of in ((matrices, self._orthogonal), (others, self._adaptive)):
+                if members:
+                    changes = change_of(members, [parameter.grad for parameter in members], group)
+                    torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
+                    torch._foreach_add_(members, changes, alpha=-group["lr"])
+        return loss
+
+    def _orthogonal(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        steps = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
+        return [orthogonalised(step.flatten(1)).mul_(RMS * max(step.flatten(1).shape) ** 0.5).view_as(step) for step in steps]
+
+    def _adaptive(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] |= {"step": torch.zeros(()), **zeros}
+        states, (first, second) = [self.state[parameter] for parameter in parameters], group["betas"]
+        means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        changes = []
+        for state, mean, square in zip(states, means, squares, strict=True):
+            state["step"] += 1
+            taken = float(state["step"])
+            changes.append(mean / (1 - first**taken) / ((square / (1 - second**taken)).sqrt() + group["eps"]))
+        return changes
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """Bring all singular values of a matrix to between 0.7 and 1.2, by five quintic Newton-Schulz iterations.
+
+    They run on the smaller of its two Gram matrices, which commutes with every polynomial of itself: for a matrix of four
+    and a half times as many columns as rows that is half of the work.
+    """
+    a, b, c = QUINTIC
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-7)
+    gram = wide @ wide.T
+    product: Tensor | None = None
+    for iteration in range(ITERATIONS):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if iteration < ITERATIONS - 1:
+            gram = polynomial @ (polynomial @ gram)
+    assert product is not None
+    found = product @ wide
+    return found if matrix.shape[0] <= matrix.shape[1] else found.T
