@@ -52,7 +52,7 @@ def main() -> None:
     backend = arguments.open_backend(given, device)
     if arguments.data:
         name_outputs_(backend, load_data(arguments.data).class_names, arguments.data)
-    for note in backend.notes:
+    for note in (*backend.notes, *source.notes):
         print(f"note   {note}")
     warm_up(backend, min(arguments.batch_size, source.files) or 1)
     predictions = predict(backend, source, arguments.batch_size, arguments.topk)

@@ -21,6 +21,7 @@ from utils.arguments import parse, to_record
 from utils.errors import run_script
 from utils.files.runs import RunDirectory, write_json
 from utils.files.yaml_files import write_yaml
+from utils.output.commands import command
 
 
 def main() -> None:
@@ -39,6 +40,8 @@ def dry_run(arguments: PruneArguments) -> None:
     classifier = load_traced(arguments)
     graph, before, spec = classifier.graph, classifier.profile, classifier.spec
     widths = widths_before_scoring(arguments, classifier)
+    for note in classifier.loaded.notes:
+        print(f"note   {note}")
     print(f"{spec.name} at {spec.size_text}: {before.params:,} parameters, {before.macs:,} multiply-adds")
     print(groups_text(classifier, widths))
     results: dict[str, Any] = {
@@ -94,8 +97,8 @@ def prune(arguments: PruneArguments) -> None:
     data = arguments.data if results["labels"] == "data set" else "FOLDER"
     print(
         f"results in {directory.path}\n"
-        f"next: python train.py --weights {checkpoint} --data {data}\n"
-        f"      python val.py --weights {checkpoint} --data {data}"
+        f"next: {command('train', weights=checkpoint, data=data)}\n"
+        f"      {command('val', weights=checkpoint, data=data)}"
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from models.backends import Backend, name_outputs_, warm_up
+from utils.data.checking import unreadable_notes
 from utils.data.datasets import load_data, with_validation
 from utils.data.formats import MAX_PIXELS
 from utils.data.images import preprocess
@@ -50,6 +51,7 @@ def load_for(
         fraction = record.get("val_fraction", 0.1) if val_fraction is None else val_fraction
         found = with_validation(found, fraction, record.get("seed", 0) if seed is None else seed)
     found.split(split)
+    backend.notes += unreadable_notes(found.unreadable, listed=False)
     if backend.named:
         return found.for_classes(backend.spec.class_names)
     name_outputs_(backend, found.class_names, data)

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.data.formats import promised_size
-from utils.data.images import defect, jpeg_size
+from utils.data.formats import BY_PILLOW, by_pillow, promised_size, size_by_pillow, unreadable_here
+from utils.data.images import defect, is_turned, jpeg_size
+from utils.data.listing import PathList
 
 MOST = 100_000  # of more files none is looked at: what can't be read is then met, replaced and counted in training
 WHOLE = 1 << 17  # files of so many bytes are read whole, of larger ones both ends
@@ -48,9 +49,15 @@ class Looks:
 
 
 def look_at(paths: Sequence[Path]) -> Looks:
-    """Look at files, several at a time where storage is slow; see ``MOST``."""
+    """Look at files, several at a time where storage is slow; of more than ``MOST`` at their suffixes alone."""
     if len(paths) > MOST:
-        return Looks.nothing(len(paths))
+        looks = Looks.nothing(len(paths))
+        names = paths if isinstance(paths, PathList) else PathList(map(str, paths))
+        for suffix, kind in BY_PILLOW.items():
+            if reason := unreadable_here(kind):
+                for place in np.flatnonzero(names.ending(suffix)).tolist():
+                    looks.reasons[place] = reason
+        return looks
     chunks = [range(begin, min(begin + CHUNK, len(paths))) for begin in range(0, len(paths), CHUNK)]
     if not chunks:
         return Looks.nothing(0)
@@ -63,17 +70,19 @@ def look_at(paths: Sequence[Path]) -> Looks:
     return Looks(list(reasons), np.array(prints, np.uint64), np.array(sizes, np.int64))
 
 
-def unreadable_notes(lines: Sequence[str]) -> list[str]:
+def unreadable_notes(lines: Sequence[str], listed: bool = True) -> list[str]:
     """Return lines for people: how many images can't be read, and of which formats for want of a plug-in.
 
     Args:
         lines: "name: reason" for each of them.
+        listed: whether the run writes them to unreadable.txt.
     """
     if not lines:
         return []
     reasons = Counter(match[1] for line in lines if (match := LACKING.search(line)))
     notes = [f"{count:,} images are left out: {reason}" for reason, count in reasons.most_common()]
-    return [*notes, f"{len(lines):,} images can't be read and are skipped; unreadable.txt in the run's folder lists them"]
+    where = "; unreadable.txt in the run's folder lists them" if listed else f", such as {lines[0]}"
+    return [*notes, f"{len(lines):,} images can't be read and are skipped{where}"]
 
 
 def _look_at(paths: Iterable[Path]) -> list[tuple[str | None, int, tuple[int, int]]]:
@@ -95,8 +104,19 @@ def _look(path: Path) -> tuple[str | None, int, tuple[int, int]]:
     content = hashlib.blake2b(head, digest_size=8)
     content.update(tail)
     content.update(size.to_bytes(8, "little"))
-    shape = jpeg_size(head) if head.startswith(_JPEG) else promised_size(head) if head.startswith((_PNG, b"BM", b"RIFF", b"GIF8")) else None
-    return reason, int.from_bytes(content.digest(), "little"), shape or (0, 0)
+    return reason, int.from_bytes(content.digest(), "little"), _shape(path, head, bool(reason)) or (0, 0)
+
+
+def _shape(path: Path, head: bytes, unreadable: bool) -> tuple[int, int] | None:
+    """Return (height, width) as the image is shown, if that is told without decoding it."""
+    if unreadable:
+        return None
+    if kind := by_pillow(head):
+        return size_by_pillow(path, kind)
+    if head.startswith(_JPEG):
+        size = jpeg_size(head)
+        return size[::-1] if size and is_turned(head) else size
+    return promised_size(head) if head.startswith((_PNG, b"BM", b"RIFF", b"GIF8")) else None
 
 
 def _needs_all(head: bytes, tail: bytes) -> bool:

@@ -149,8 +149,12 @@ def _from_yaml(path: Path) -> ImageData:
     found = splits_of(shards, path.stem) if shards else _from_folders(folders, path.stem) if folders else _from_folder(root, path.stem)
     kinds: dict[str, Any] = {"imgsz": int, "channels": int, "augment": str, "fliplr": (int, float)}
     options = {key: content[key] for key in kinds if key in content}
+    pair = options.get("imgsz")
+    if isinstance(pair, list) and len(pair) == 2 and all(type(side) is int for side in pair):
+        options["imgsz"] = tuple(pair)
+        del kinds["imgsz"]
     for key, value in options.items():
-        if not isinstance(value, kinds[key]) or isinstance(value, bool):
+        if (key in kinds and not isinstance(value, kinds[key])) or isinstance(value, bool):
             raise UserError(f"{path}: '{key}' is {value!r}, which is no {'text' if key == 'augment' else 'number'}")
     return _apply_names(replace(found, **options), content.get("names"), path)
 

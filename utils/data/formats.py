@@ -7,6 +7,7 @@ import struct
 import warnings
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ MAX_PIXELS = 1 << 27  # of an image: 134 million, 400 MB once decoded
 # Suffix -> format; each is read by Pillow, most with a plug-in.
 BY_PILLOW = {".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL"}
 _BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc"), "HEIC")
+LUMA = (9797, 19234, 3737)  # of red, green and blue in 1 / 32768: OpenCV's grey of a colour PNG, to the bit
 _JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WANTED_BEFORE_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")  # others say how to show the colours, and make libpng write warnings
@@ -44,6 +46,12 @@ def lacking(kind: str) -> str | None:
     return None if features.check("avif") or find_spec("pillow_avif") else "pip install 'pillow>=11.3'"
 
 
+def unreadable_here(kind: str) -> str | None:
+    """Return why files of a format can't be read, and what to install; None if they can."""
+    command = lacking(kind)
+    return f"{kind} can't be read here; to read it: {command}" if command else None
+
+
 def read_by_pillow(data: bytes, kind: str, channels: int, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a file to uint8 [H, W, channels], orientation applied.
 
@@ -53,6 +61,23 @@ def read_by_pillow(data: bytes, kind: str, channels: int, max_pixels: int) -> ND
     """
     from PIL import Image, ImageOps
 
+    _register(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow's own limit, and of odd metadata
+        try:
+            image: Any = Image.open(io.BytesIO(data))
+        except Image.DecompressionBombError:
+            raise TooManyPixels("far too many pixels") from None
+        check_pixels(image.height, image.width, max_pixels)
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if channels == 3:
+        return pixels
+    grey = (pixels.astype(np.int32) @ np.array(LUMA)) >> 15
+    return grey.astype(np.uint8)[:, :, None]
+
+
+def _register(kind: str) -> None:
+    """Let Pillow's plug-in for a format take part."""
     if kind == "HEIC":
         from pillow_heif import register_heif_opener
 
@@ -61,15 +86,21 @@ def read_by_pillow(data: bytes, kind: str, channels: int, max_pixels: int) -> ND
         import pillow_jxl  # noqa: F401
     elif find_spec("pillow_avif"):
         import pillow_avif  # noqa: F401
+
+
+def size_by_pillow(path: Path, kind: str) -> tuple[int, int] | None:
+    """Return (height, width) of a file of one of these formats as it is shown, from its header."""
+    from PIL import ExifTags, Image
+
+    _register(kind)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's own limit, and of odd metadata
+        warnings.simplefilter("ignore")
         try:
-            image: Any = Image.open(io.BytesIO(data))
-        except Image.DecompressionBombError:
-            raise TooManyPixels("far too many pixels") from None
-        check_pixels(image.height, image.width, max_pixels)
-        image = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-    return np.asarray(image).reshape(image.height, image.width, channels)
+            with Image.open(path) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                return (image.width, image.height) if turned else (image.height, image.width)
+        except Exception:  # a plug-in can raise anything; decoding will say what is wrong
+            return None
 
 
 def check_pixels(height: int, width: int, max_pixels: int) -> None:
@@ -92,6 +123,11 @@ def promised_size(data: bytes) -> tuple[int, int] | None:
         width, height = struct.unpack_from("<HH", data, 6)
     elif data[:4] == b"RIFF" and data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    elif data[:4] == b"RIFF" and data[12:16] == b"VP8L" and len(data) >= 25:
+        both = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (both & 0x3FFF), 1 + (both >> 14 & 0x3FFF)
+    elif data[:4] == b"RIFF" and data[12:16] == b"VP8 " and len(data) >= 30:
+        width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
     else:
         return _size_by_pillow(data) if data.startswith((b"II", b"MM", b"P", b"\x00\x00\x00\x0cjP", b"\xff\x4f\xff\x51")) else None
     return abs(height), abs(width)

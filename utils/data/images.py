@@ -16,11 +16,12 @@ from utils.data.formats import (
     TooManyPixels,
     by_pillow,
     check_pixels,
-    lacking,
     promised_size,
     read_by_pillow,
+    unreadable_here,
     without_colour_profile,
 )
+from utils.errors import UserError
 from utils.spec import ModelSpec
 
 Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
@@ -28,6 +29,7 @@ Image = NDArray[np.uint8]  # [H, W, C], RGB or grey
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".dng", ".mpo", ".jfif", *BY_PILLOW}
 )
+ORIENTATION = 0x0112  # EXIF's tag
 READ_MARGIN = 2  # images are read at 1/2, 1/4 or 1/8 size as long as the shorter side stays this many times the input's
 
 _REDUCED_COLOR = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -75,6 +77,20 @@ def _jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
     return size, -1
 
 
+def is_turned(data: bytes) -> bool:
+    """Whether a JPEG's EXIF says that it is shown with its sides exchanged."""
+    begin = data.find(b"Exif\x00\x00", 0, 1 << 12) + 6
+    order = {b"II": "<", b"MM": ">"}.get(data[begin : begin + 2]) if begin > 5 else None
+    if order is None or len(data) < begin + 10:
+        return False
+    place = begin + struct.unpack_from(f"{order}I", data, begin + 4)[0]
+    count = struct.unpack_from(f"{order}H", data, place)[0] if place + 2 <= len(data) else 0
+    for entry in range(place + 2, min(place + 2 + 12 * count, len(data) - 11), 12):
+        if struct.unpack_from(f"{order}H", data, entry)[0] == ORIENTATION:
+            return struct.unpack_from(f"{order}H", data, entry + 8)[0] in (5, 6, 7, 8)
+    return False
+
+
 def defect(data: bytes) -> str | None:
     """Return what is wrong with an image file, judged by its markers alone, or None.
 
@@ -91,8 +107,7 @@ def defect(data: bytes) -> str | None:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return None if data.rfind(b"IEND") > 0 else "truncated PNG"
     if kind := by_pillow(data):
-        command = lacking(kind)
-        return f"{kind} can't be read here; to read it: {command}" if command else None
+        return unreadable_here(kind)
     return None if data.startswith(_OTHER_SIGNATURES) else "not an image"
 
 
@@ -124,7 +139,7 @@ def decode(data: bytes, channels: int, min_side: int = 0, max_pixels: int = MAX_
             image = cv2.imdecode(np.frombuffer(without_colour_profile(data), np.uint8), flags)
     except TooManyPixels as error:
         raise UnreadableImage(str(error)) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # what Pillow and its plug-ins raise
         raise UnreadableImage(f"damaged ({' '.join(str(error).split())[:80]})") from None
     except cv2.error as error:
         raise UnreadableImage(f"OpenCV refuses it ({error.err})") from None
@@ -154,6 +169,19 @@ def read_image(path: Path, channels: int, min_side: int = 0, max_pixels: int = M
 def as_bytes(array: NDArray[Any]) -> Image:
     """Return an array as uint8, copied only if it has another type."""
     return array.astype(np.uint8, copy=False)
+
+
+def as_pixels(image: Any) -> Image:
+    """Return an image or a batch, an array or what becomes one, as uint8 [H, W], [H, W, C] or [N, H, W, C].
+
+    Raises:
+        UserError: it is of another type, or has other dimensions.
+    """
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 3)):
+        shape = " x ".join(map(str, array.shape))
+        raise UserError(f"an image is uint8, [H, W], [H, W, 1] or [H, W, 3], a batch [N, H, W, C]; this one is {array.dtype}, [{shape}]")
+    return array
 
 
 def as_channels(image: Image, channels: int) -> Image:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.data import checking
+from utils.data.shards import ShardImages
 from utils.data.splits import ImageData, Split
 from utils.spec import ModelSpec
 
@@ -45,7 +47,14 @@ def inspect(data: ImageData, spec: ModelSpec) -> list[Finding]:
         data: with a training split.
         spec: of the network, for the size of its input.
     """
-    return [*_repeated(data), *_classes(data), *_mixes(data), *_sizes(data, spec)]
+    return [*_not_looked_at(data), *_repeated(data), *_classes(data), *_mixes(data), *_sizes(data, spec)]
+
+
+def _not_looked_at(data: ImageData) -> Iterator[Finding]:
+    train = data.splits["train"]
+    if isinstance(train.images, ShardImages) or (train.looks and len(train.looks.reasons) > checking.MOST):
+        text = f"{len(train):,} images were not compared; the same one twice, or in train and val, would go unnoticed"
+        yield Finding("not_looked_at", len(train), text)
 
 
 def _repeated(data: ImageData) -> Iterator[Finding]:

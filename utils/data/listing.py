@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.data.images import IMAGE_SUFFIXES
 
@@ -36,6 +37,17 @@ class PathList(Sequence[Path]):
         """Return a path as text."""
         begin = int(self.ends[index - 1]) if index else 0
         return os.fsdecode(self.text[begin : int(self.ends[index])])
+
+    def ending(self, suffix: str) -> NDArray[np.bool_]:
+        """Return which paths end with a suffix, in any case."""
+        wanted, text = suffix.lower().encode(), np.frombuffer(self.text, np.uint8)
+        begins = np.concatenate([[0], self.ends[:-1]])
+        found = self.ends - begins >= len(wanted)
+        places = self.ends[found, None] - np.arange(len(wanted), 0, -1)
+        letters = text[places]
+        lower = np.where((letters >= ord("A")) & (letters <= ord("Z")), letters + 32, letters)
+        found[found] = (lower == np.frombuffer(wanted, np.uint8)).all(1)
+        return found
 
     @overload
     def __getitem__(self, index: int) -> Path: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import cv2
 
-from utils.data.formats import MAX_PIXELS
+from utils.data.formats import BY_PILLOW, MAX_PIXELS, unreadable_here
 from utils.data.images import IMAGE_SUFFIXES, Image, UnreadableImage, as_bytes, as_channels, is_hidden, read_image
 from utils.errors import UserError
 
@@ -43,10 +44,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Source:
-    """Images to classify, in order, and the number of files that they come from: 0 for a live source."""
+    """Images to classify, in order.
+
+    Attributes:
+        files: the number of files that they come from, 0 for a live source.
+        notes: which of them can't be read for want of a plug-in.
+    """
 
     items: Callable[[], Iterator[Item]]
     files: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -74,7 +81,12 @@ def open_source(source: str, stride: int = 1, max_pixels: int = MAX_PIXELS) -> S
         stream = _open(source, source)
         return Source(lambda: _frames(stream, source, Path("stream.mp4"), stride))
     paths, root = _list_files(source)
-    return Source(lambda: _files(paths, root, stride, max_pixels), len(paths))
+    return Source(lambda: _files(paths, root, stride, max_pixels), len(paths), _notes(paths))
+
+
+def _notes(paths: list[Path]) -> tuple[str, ...]:
+    kinds = Counter(BY_PILLOW[suffix] for path in paths if (suffix := path.suffix.lower()) in BY_PILLOW)
+    return tuple(f"{count:,} images are left out: {reason}" for kind, count in kinds.items() if (reason := unreadable_here(kind)))
 
 
 def _list_files(source: str) -> tuple[list[Path], Path]:

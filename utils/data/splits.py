@@ -17,6 +17,7 @@ from utils.data.formats import MAX_PIXELS
 from utils.data.images import Image, UnreadableImage, as_channels, defect, read_image
 from utils.data.listing import PathList
 from utils.errors import UserError, nearest
+from utils.spec import ImageSize
 
 
 class Images(Protocol):
@@ -169,7 +170,7 @@ class ImageData:
     name: str
     class_names: tuple[str, ...]
     splits: dict[str, Split]
-    imgsz: int | None = None
+    imgsz: ImageSize | None = None
     channels: int = 3
     augment: str = ""
     fliplr: float = 0.5

@@ -129,12 +129,29 @@ def test_of_very_many_files_none_is_looked_at(tmp_path, monkeypatch):
     assert (len(data.split("train")), data.unreadable) == (5, [])
 
 
+def test_of_very_many_files_those_without_a_plug_in_are_known_by_their_suffix(tmp_path, monkeypatch):
+    fill(tmp_path / "train", "a", 2, 0)
+    fill(tmp_path / "train", "b", 2, 100)
+    for name in ("a/x.JXL", "b/y.jxl", "b/z.heic"):
+        (tmp_path / "train" / name).write_bytes(b"anything")
+    monkeypatch.setattr(checking, "MOST", 3)
+    monkeypatch.setattr(
+        checking, "unreadable_here", lambda kind: f"{kind} can't be read here; to read it: x" if kind == "JPEG XL" else None
+    )
+    data = load_data(str(tmp_path))
+    assert len(data.split("train")) == 5
+    assert unreadable_notes(data.unreadable, listed=False)[0] == "2 images are left out: JPEG XL can't be read here; to read it: x"
+    found = findings(tmp_path)
+    assert found["not_looked_at"] == (3, "3 images were not compared; the same one twice, or in train and val, would go unnoticed")
+
+
 def test_formats_without_a_plug_in_are_counted_with_the_command():
     lines = [f"a: b/{i}.heic: HEIC can't be read here; to read it: pip install pillow-heif" for i in range(2)] + ["x.jpg: empty file"]
     assert unreadable_notes(lines) == [
         "2 images are left out: HEIC can't be read here; to read it: pip install pillow-heif",
         "3 images can't be read and are skipped; unreadable.txt in the run's folder lists them",
     ]
+    assert unreadable_notes(lines, listed=False)[1].endswith(f"are skipped, such as {lines[0]}")
     assert unreadable_notes([]) == []
 
 
@@ -151,6 +168,12 @@ def test_paths_are_held_as_text_and_handed_out_as_paths():
     both = PathList.joined([paths, PathList([]), PathList(["x"])])
     assert [both.name(i) for i in range(4)] == [*names, "x"]
     assert len(PathList.joined([])) == 0
+
+
+def test_suffixes_are_found_in_any_case():
+    paths = PathList(["a/x.jxl", "b.JXL/y.png", "c.JXL", "jxl", ".jxl", ""])
+    assert paths.ending(".jxl").tolist() == [True, False, True, False, True, False]
+    assert PathList([]).ending(".jxl").tolist() == []
 
 
 def test_files_are_listed_in_the_order_of_their_paths_without_hidden_ones(tmp_path):
