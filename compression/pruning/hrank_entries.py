@@ -9,6 +9,7 @@ from models.networks.mobilenet import STAGES
 from models.networks.resnet import CIFAR_DEPTHS
 
 Layout = list[tuple[str, ...]]
+ANY_RATE = ""  # in place of a convolution whose rate HRank does not read
 
 
 def _cifar_resnet(depth: int) -> Layout:
@@ -73,4 +74,8 @@ def convolutions_of(model_name: str) -> list[str]:
     """Return the modules of HRank's grammar, a rate each; none for networks where it has the same entries as HRank+'s."""
     if model_name in {f"resnet{depth}" for depth in CIFAR_DEPTHS}:
         return _convolutions_of_cifar_resnet(int(model_name.removeprefix("resnet")))
-    return [f"features.conv{i}" for i in range(13)] if model_name == "vgg16-cifar" else []
+    if model_name == "resnet50":
+        blocks = [(f"layer{stage}.{block}", block == 0) for stage, depth in enumerate((3, 4, 6, 3), 1) for block in range(depth)]
+        layers = [[f"{block}.conv{i}" for i in (1, 2, 3)] + [f"{block}.downsample.0"] * first for block, first in blocks]
+        return ["conv1", *(module for block in layers for module in block)]
+    return [*(f"features.conv{i}" for i in range(12)), ANY_RATE] if model_name == "vgg16-cifar" else []

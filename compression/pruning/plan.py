@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from compression.pruning.hrank_entries import HRANK_ARRIVING, HRANK_ENTRIES
+from compression.pruning.hrank_entries import ANY_RATE, HRANK_ARRIVING, HRANK_ENTRIES
 from compression.pruning.rates import format_rates, kept_channels, parse_rates, rate_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from utils.errors import UserError
@@ -176,12 +176,13 @@ def _by_entry(entries: Sequence[Entry], by_convolution: Mapping[str, Decimal]) -
         makers = [module for group in entry for module in group.makers if module in left]
         rates = {left.pop(module) for module in makers}
         if len(rates) > 1:
-            shown = ", ".join(f"{module} {by_convolution[module]}" for module in makers[:4])
+            examples = {by_convolution[module]: module for module in reversed(makers)}
+            shown = ", ".join(f"{module} {rate}" for rate, module in reversed(examples.items()))
             raise UserError(
                 f"{begin}; those of tied channels differ ({shown}), so they can't be cut: this network takes {len(entries)} entries"
             )
         found.append(rates.pop() if rates else Decimal(0))
-    if cut := next((module for module, rate in left.items() if rate), None):
+    if cut := next((module for module, rate in left.items() if rate and module != ANY_RATE), None):
         raise UserError(f"{begin}; {cut} has the rate {left[cut]}, but here it stays whole: this network takes {len(entries)} entries")
     return found
 

@@ -64,12 +64,12 @@ def refit_(narrow: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep,
         dense: the network before.
         graph: the dense network's channel groups.
         keep: the units that were kept.
-        batches: normalised inputs, [B, C, H, W], ``HELD_OUT`` images at least. All pass through the narrow network at
+        batches: normalised inputs, several or one, [B, C, H, W], ``HELD_OUT`` images at least. All pass through the narrow network at
             once; if its largest tensor would exceed ``LARGEST_TENSOR``, the last ones are left out.
         seed: of the positions that are sampled.
     """
-    begin = time.perf_counter()
-    inputs = torch.cat(list(batches))
+    begin, batches = time.perf_counter(), [batches] if isinstance(batches, Tensor) else list(batches)
+    inputs = torch.cat(batches)
     with eval_mode(dense), eval_mode(narrow):
         calls = find_layer_calls(dense, inputs[:HELD_OUT])
         inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), HELD_OUT)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,7 +45,7 @@ class Quantizer:
     bits_activations: int | None = option(read_bits, None)
     bits_weights: int | None = option(read_bits, None)
     bits_bias: int | None = option(read_bits, None)
-    overrides: Mapping[str, Mapping[str, int | None]] | None = option(read_overrides, None)
+    overrides: Mapping[str, Mapping[str, Any]] | None = option(read_overrides, None)
     train_with_fp_copy: bool = option(boolean, True)
 
     replace_factory: dict[type[nn.Module], Factory] = field(init=False, repr=False, compare=False, default_factory=dict)
@@ -57,7 +58,8 @@ class Quantizer:
         nowhere = Place("", {}, {})
         for name in ("bits_activations", "bits_weights", "bits_bias"):
             setattr(self, name, read_bits(getattr(self, name), nowhere / name))
-        self.overrides = read_overrides(self.overrides, nowhere / "overrides")
+        read = next(field.metadata["read"] for field in fields(self) if field.name == "overrides")
+        self.overrides = read(self.overrides, nowhere / "overrides")
         self.replace_factory = {nn.Conv2d: self.layer, nn.Linear: self.layer}
 
     def settings(self, name: str, bits: Bits) -> LayerSettings:

@@ -106,6 +106,10 @@ class ScheduledLoop:
         restructured: Callable[[], None] = lambda: None,
         report: Callable[[str], None] = report_on_main,
     ) -> None:
+        if not isinstance(schedule, str | Path | Mapping):
+            raise UserError(f"schedule is a {type(schedule).__name__}; expected the path of a YAML file, or its content as a mapping")
+        if not isinstance(model, nn.Module) or not isinstance(optimizer, Optimizer):
+            raise UserError(f"expected a module and its optimizer, not {type(model).__name__} and {type(optimizer).__name__}")
         self.state = LoopState(
             model=model,
             optimizer=optimizer,

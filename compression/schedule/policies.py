@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from compression.schedule.masks import Masks
 from compression.schedule.measurements import Measurements
 from compression.schedule.policy import Policy
 from compression.schedule.pruners.pruner import Decision, Pruner, PruningTask
+from compression.schedule.regularizers.grouped import GroupRegularizer
 from compression.schedule.regularizers.regularizer import Regularizer
 from compression.schedule.schedule import PolicyEntry
 from models.quantized.preparing import weights_by_name
@@ -175,11 +176,11 @@ class RegularizationPolicy(Policy):
     The moving average is zeroed too: what is validated and saved is as sparse as what is trained.
     """
 
-    def __init__(self, entry: PolicyEntry, masks: Masks) -> None:
+    def __init__(self, entry: PolicyEntry, masks: Masks, report: Callable[[str], None]) -> None:
         super().__init__(entry)
         self.regularizer: Regularizer = entry.instance
         self.options: RegularizingOptions = entry.options
-        self.masks = masks
+        self.masks, self.report = masks, report
 
     def target_epoch(self, epochs: int) -> int:
         keeps = self.options.keep_mask and self.regularizer.threshold_criteria is not None
@@ -203,6 +204,10 @@ class RegularizationPolicy(Policy):
             for name, mask in masks.items():
                 for tensor in (parameters[name], averages[name]):
                     tensor.mul_(mask)
+
+    def on_epoch_end(self, run: LoopState) -> None:
+        if isinstance(self.regularizer, GroupRegularizer) and run.epoch == self.window.last_within(run.epochs):
+            self.report(f"{self.name}: {self.regularizer.distance(weights_by_name(run.model))}")
 
 
 class LearningRatePolicy(Policy):

@@ -25,6 +25,9 @@ LONGEST_NAME = 100  # of an instance, so that messages and tables remain readabl
 OLD_NAMES = {"bits_overrides": "overrides"}  # of arguments, in Distiller's early files
 INJECTED = ("name", "model", "optimizer", "last_epoch")  # Distiller passes them to constructors; a file need not give them
 
+_LEARNED = "is of reinforcement learning (AMC), which is not done here: prune.py spreads a budget by measured damage"
+NOT_DONE = {"network": _LEARNED, "rl_lib": _LEARNED, "reinforcement_learning": _LEARNED}  # sections of Distiller's other files
+
 Instances = Mapping[str, tuple[str, Any]]  # name -> name of the class, instance
 
 
@@ -59,7 +62,7 @@ SECTIONS = {
     "regularizers": Section("regularizer", REGULARIZERS, RegularizingOptions),
     "quantizers": Section("quantizer", QUANTIZERS, endless=True),
     "lr_schedulers": Section("lr_scheduler", {}, endless=True),
-    "extensions": Section("extension", EXTENSIONS, ignored=("thinning_func_str", "arch", "dataset", "layer_names")),
+    "extensions": Section("extension", EXTENSIONS, ignored=("arch", "dataset", "layer_names")),
     "distillers": Section("distiller", {"KnowledgeDistillation": KnowledgeDistillation}, endless=True, finish=KnowledgeDistillation.flags),
 }
 KINDS = {section.kind: name for name, section in SECTIONS.items()}
@@ -90,6 +93,8 @@ def parse_schedule(content: Mapping[str, Any], parameters: Mapping[str, int], so
     root = Place("", parameters, matches)
     known = ["version", *SECTIONS, "policies"]
     for name in content:
+        if name in NOT_DONE:
+            raise UserError(f"the section '{name}' {NOT_DONE[name]}")
         if name not in known:
             raise UserError(one_line(f"unknown section {shown(name)}.{nearest(str(name), known)} Valid: {', '.join(known)}"))
     if content.get("version", VERSION) not in (VERSION, str(VERSION)):

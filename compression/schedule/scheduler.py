@@ -73,7 +73,7 @@ class CompressionScheduler(Hook):
                         policy.check()
                     return policy
                 case "regularizer":
-                    return RegularizationPolicy(entry, self.masks)
+                    return RegularizationPolicy(entry, self.masks, self.report)
                 case "lr_scheduler":
                     initial = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
                     return LearningRatePolicy(entry, entry.instance.of(initial, run.epochs))

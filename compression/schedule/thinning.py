@@ -23,6 +23,7 @@ from compression.tracing.cutting import plan_cut, relative_difference
 from compression.tracing.dead_units import dead_units
 from compression.tracing.graph import ChannelGraph
 from models.networks.widths import group_counts
+from utils.errors import UserError
 from utils.loop.hooks import LoopState
 from utils.modes import eval_mode
 from utils.options import choice, integer, option
@@ -30,45 +31,55 @@ from utils.options import choice, integer, option
 PROOF_IMAGES = 8
 
 
+FILTERS, CHANNELS = "remove_filters", "remove_channels"
+
+
 @dataclass(frozen=True)
 class Remover:
     """Removes channels that are zero.
 
     Attributes:
+        thinning_func_str: Distiller's name of what is removed, which its class says already.
         decides: "all" weights of a group of tied channels, or its "leader", the first: the others' channels then go with it.
         min_channels: so many of a group stay at least.
     """
 
     decides: str = option(choice("all", "leader"), "all")
     min_channels: int = option(integer(1), 1)
+    thinning_func_str: str = option(choice("", FILTERS, CHANNELS), "")
 
     role = ""
+    removes = ""  # its thinning_func_str
+
+    def __post_init__(self) -> None:
+        if self.thinning_func_str not in ("", self.removes) and self.removes:
+            raise UserError(f"{type(self).__name__} and thinning_func_str '{self.thinning_func_str}' contradict each other: leave it out")
 
 
 @dataclass(frozen=True)
 class FilterRemover(Remover):
     """Removes the channels whose filters are all zero; of a residual sum, the filters of every summand."""
 
-    role = "producer"
+    role, removes = "producer", FILTERS
 
 
 @dataclass(frozen=True)
 class ChannelRemover(Remover):
     """Removes the channels that no weight reads any more, together with the filters that produce them."""
 
-    role = "reader"
+    role, removes = "reader", CHANNELS
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructureRemover(Remover):
     """Either of them, by Distiller's older name: ``thinning_func_str`` says which, "remove_filters" or "remove_channels"."""
 
-    thinning_func_str: str = option(choice("remove_filters", "remove_channels"))
+    thinning_func_str: str = option(choice(FILTERS, CHANNELS))
 
     @property
     def role(self) -> str:  # type: ignore[override]
         """The role of the remover that it stands for."""
-        return ChannelRemover.role if self.thinning_func_str == "remove_channels" else FilterRemover.role
+        return ChannelRemover.role if self.thinning_func_str == CHANNELS else FilterRemover.role
 
 
 EXTENSIONS: dict[str, type] = {"FilterRemover": FilterRemover, "ChannelRemover": ChannelRemover, "StructureRemover": StructureRemover}

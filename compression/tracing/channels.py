@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compression.tracing.cutting import NotProved, apply_cut_, plan_cut, prove_channels, prove_outputs
 from compression.tracing.graph import ChannelGraph, ChannelGroup, read_graph
 from compression.tracing.record import CallKey, TensorDim
+from utils.errors import UserError
 
 MAX_ROUNDS = 100  # each gives up a reading or pins a group, so they end
 LAST_READING = 2  # leaves nothing to cut at its site
@@ -28,8 +29,12 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
         inputs: one example, [1, C, H, W].
 
     Raises:
+        UserError: the arguments are something else.
         NotProved: no set of groups could be proved; a defect of ours.
     """
+    if not isinstance(model, nn.Module) or not isinstance(inputs, Tensor):
+        kinds = f"{type(model).__name__} and {type(inputs).__name__}"
+        raise UserError(f"trace takes a module and a tensor [1, C, H, W], not {kinds}")
     model = deepcopy(model)  # what a forward pass counts or caches stays as it is
     readings: dict[CallKey, int] = {}
     pinned: dict[TensorDim, str] = {}

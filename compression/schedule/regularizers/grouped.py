@@ -51,6 +51,19 @@ class GroupRegularizer(Regularizer):
         strength, group = self.reg_regims[name]
         return [strength * self.term(name, structure.view(weight)) for structure in GROUPS[group]]
 
+    def distance(self, weights: Mapping[str, Tensor]) -> str:
+        """Say how far the structures are from zero: how many are, and how near the next one is."""
+        zeros, count, nearest = 0, 0, (math.inf, "")
+        for name, (_, group) in self.reg_regims.items():
+            for structure in GROUPS[group]:
+                norms = structure.view(weights[name].detach()).double().norm(dim=1)
+                above = norms[norms > 0]
+                zeros, count = zeros + len(norms) - len(above), count + len(norms)
+                if len(above):
+                    nearest = min(nearest, (float(above.min() / norms.mean()), name))
+        near = f"; the weakest of the others, in {nearest[1]}, has {nearest[0]:.2g} of the mean norm there" if nearest[1] else ""
+        return f"{zeros:,} of {count:,} structures are zero{near}"
+
     @abstractmethod
     def term(self, name: str, groups: Tensor) -> Tensor:
         """Return a parameter's term without lambda, a scalar; ``groups`` is [structures, elements of each]."""

@@ -112,6 +112,36 @@ def test_hranks_grammar_of_a_rate_a_convolution_is_taken_where_it_means_the_same
         widths_of_rates(entries, "[0.]*4", names)
 
 
+def test_the_rate_that_hrank_does_not_read_may_be_any():
+    entries, names = network("vgg16-cifar", 32).entries, convolutions_of("vgg16-cifar")
+    published = widths_of_rates(entries, "[0.95]+[0.5]*6+[0.9]*4+[0.8]*2", names)
+    assert published == widths_of_rates(entries, "[0.95]+[0.5]*6+[0.9]*4+[0.8]")
+
+
+def test_rates_of_tied_channels_that_differ_are_shown_once_each():
+    entries, names = network("resnet56", 8).entries, convolutions_of("resnet56")
+    rates = ["0.", *(rate for i in range(27) for rate in ("0.", "0.2" if i == 8 else "0.6"))]
+    with pytest.raises(UserError, match=r"differ \(layer1.0.conv2 0.6, layer1.8.conv2 0.2\), so they can't be cut"):
+        widths_of_rates(entries, "+".join(f"[{rate}]" for rate in rates), names)
+
+
+def test_hranks_rates_for_resnet50_are_one_a_convolution():
+    entries, names = network("resnet50", 32).entries, convolutions_of("resnet50")
+    assert (len(names), names[:6]) == (
+        53,
+        ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.conv3", "layer1.0.downsample.0", "layer1.1.conv1"],
+    )
+    theirs = ["0."]
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            out = "0.1" if stage < 3 else "0."
+            theirs += ["0.35", "0.35", out, *([out] if block == 0 else [])]
+    found = widths_of_rates(entries, "+".join(f"[{rate}]" for rate in theirs), names)
+    assert found == widths_of_rates(entries, "[0.]+[0.1]*3+[0.35]*16")
+    with pytest.raises(UserError, match=r"one a convolution as HRank counts; layer4.0.conv3 has the rate 0.45, but here it stays whole"):
+        widths_of_rates(entries, "[0.2]+[0.8]*10+[0.8]*13+[0.55]*19+[0.45]*10", names)
+
+
 ENTRIES = {  # entries that HRank+ ignores are for nothing
     "googlenet-cifar": (10, {0: [], 1: [128, 32, 32], 9: [128]}),
     "densenet40": (39, {0: [], 1: [12], 13: [168], 26: [312], 38: [12]}),

@@ -431,3 +431,15 @@ def test_a_damaged_recipe_is_one_clear_line(trained, quantization, tmp_path):
     save_checkpoint(tmp_path / "damaged.pt", {"spec": spec, "plan": None, "state_dict": trained.state_dict()})
     with pytest.raises(UserError, match="damaged"):
         load_classifier(tmp_path / "damaged.pt")
+
+
+def test_the_input_of_a_layer_may_be_clipped_by_a_rule_of_its_own():
+    model, x = net(), images()
+    overrides = {"conv1": {"input_overrides": {0: {"from_output": True}}}, "fc": {"input_overrides": {0: {"clip_acts": "avg"}}}}
+    plain, own = (
+        PostTrainLinearQuantizer(clip_acts="none", overrides=given).prepare_model(deepcopy(model), x, batches=[x, 2 * x])
+        for given in (None, overrides)
+    )
+    everywhere = PostTrainLinearQuantizer(clip_acts="avg").prepare_model(deepcopy(model), x, batches=[x, 2 * x])
+    assert own.conv1.input_high.item() == plain.conv1.input_high.item() != everywhere.conv1.input_high.item()
+    assert own.fc.input_high.item() == everywhere.fc.input_high.item() != plain.fc.input_high.item()

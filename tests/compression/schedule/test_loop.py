@@ -225,6 +225,21 @@ def test_thinning_without_examples_says_what_is_missing():
         loop.on_epoch_begin(0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": [1, 2]}, "schedule is a list; expected the path of a YAML file, or its content"),
+        ({"model": None}, "expected a module and its optimizer, not NoneType and SGD"),
+        ({"optimizer": "SGD"}, "expected a module and its optimizer, not Linear and str"),
+    ],
+)
+def test_arguments_of_another_type_say_what_was_expected(change, message):
+    model = torch.nn.Linear(2, 2)
+    arguments = {"schedule": {}, "model": model, "optimizer": torch.optim.SGD(model.parameters(), 0.1), "epochs": 1, "steps_per_epoch": 1}
+    with pytest.raises(UserError, match=message):
+        ScheduledLoop(**{**arguments, **change})
+
+
 def test_examples_are_taken_as_they_are():
     inputs, labels = batches(1)[0]
     examples = Examples(inputs, labels, ModelSpec("", 1), 3)

@@ -248,12 +248,36 @@ def test_distillers_structure_remover_is_either_remover(tmp_path, what, role):
     assert schedule.entries[0].instance.role == role
 
 
-def test_words_are_taken_in_any_case_and_what_is_for_lapq_is_refused_by_its_name(tmp_path):
+@pytest.mark.parametrize(("kind", "other"), [("FilterRemover", "remove_channels"), ("ChannelRemover", "remove_filters")])
+def test_a_remover_that_is_told_to_remove_the_other_is_refused(tmp_path, kind, other):
+    text = f"extensions:\n  e: {{class: {kind}, thinning_func_str: {other}}}\n"
+    found = refusal(tmp_path, text + "policies:\n  - extension: {instance_name: e}\n    epochs: [1]\n")
+    assert f"{kind} and thinning_func_str '{other}' contradict each other" in found
+
+
+@pytest.mark.parametrize("section", ["network", "rl_lib"])
+def test_what_is_not_done_says_why(tmp_path, section):
+    assert "is of reinforcement learning (AMC), which is not done here" in refusal(tmp_path, f"{section}: {{}}\n")
+
+
+def test_words_are_taken_in_any_case_and_inputs_have_overrides_of_their_own(tmp_path):
     text = "quantizers:\n  q: {{class: PostTrainLinearQuantizer, {}}}\npolicies:\n  - quantizer: {{instance_name: q}}\n    epochs: [0]\n"
     assert read(tmp_path, text.format("clip_acts: AVG")).entries[0].instance.clip_acts == "avg"
-    message = refusal(tmp_path, text.format("inputs_quant_auto_fallback: true"))
-    assert message.startswith("quantizers.q: 'inputs_quant_auto_fallback' is for LAPQ (arXiv:1911.07190)")
-    assert "clip_acts then fixes the ranges" in message
+    quantizer = (
+        read(
+            tmp_path,
+            text.format(
+                "inputs_quant_auto_fallback: false, overrides: {conv1: {input_overrides: {0: {from_output: true}}}, "
+                "fc: {clip_acts: None, input_overrides: {0: {clip_acts: N_STD, clip_n_stds: 3, bits_activations: 6}}}}"
+            ),
+        )
+        .entries[0]
+        .instance
+    )
+    assert quantizer.overrides == {"conv1": {}, "fc": {"clip_acts": "n_std", "clip_n_stds": 3.0, "bits_activations": 6}}
+    message = refusal(tmp_path, text.format("overrides: {'layer.*relu.*': {bits_activations: 4, quantize_inputs: false}}"))
+    assert "'quantize_inputs' is not done: the inputs of convolutions and linear layers are quantized here" in message
+    assert "has an input 1" in refusal(tmp_path, text.format("overrides: {fc: {input_overrides: {1: {clip_acts: avg}}}}"))
 
 
 EARLY, LATE = "bits_overrides: {fc: {wts: null, acts: 4}}", "overrides: {fc: {bits_weights: null, bits_activations: 4}}"

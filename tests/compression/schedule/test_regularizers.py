@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from compression.schedule.loop import ScheduledLoop
 from compression.schedule.regularizers import REGULARIZERS
 from utils.errors import UserError
 from utils.options import Place, build
@@ -193,3 +194,23 @@ def test_unknown_criteria_and_arguments():
         build(REGULARIZERS["GroupLassoRegularizer"], {"reg_regimes": {}}, Place("regularizers.it", DIMS, {}))
     with pytest.raises(UserError, match="'reg_regims' is missing"):
         build(REGULARIZERS["GroupVarianceRegularizer"], {}, Place("regularizers.it", DIMS, {}))
+
+
+def test_it_says_how_far_the_structures_are_from_zero():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([0.0, 1.0, 2.0, 5.0]).view(4, 1, 1, 1))
+        model[1].weight.fill_(1.0)
+    lasso = {"class": "GroupLassoRegularizer", "reg_regims": {"0.weight": [0.1, "3D"], "1.weight": [0.1, "3D"]}}
+    policies = [{"regularizer": {"instance_name": "lasso"}, "starting_epoch": 0, "ending_epoch": 2}]
+    lines = []
+    loop = ScheduledLoop(
+        {"regularizers": {"lasso": lasso}, "policies": policies}, model, torch.optim.SGD(model.parameters(), 0.1), 5, 1, report=lines.append
+    )
+    for epoch in range(5):
+        loop.on_epoch_begin(epoch)
+        loop.on_epoch_end()
+    # norms 0, 1, 2, 5 with a mean of 2: one of six filters is zero, and the weakest of the others has half of the mean
+    assert [line for line in lines if "zero" in line] == [
+        "lasso: 1 of 6 structures are zero; the weakest of the others, in 0.weight, has 0.5 of the mean norm there"
+    ]

@@ -354,6 +354,34 @@ def test_all_weights_of_a_group_decide_or_the_leader_and_so_many_stay(arguments,
     assert "shrunk == masked" in loop.lines[-1]
 
 
+@pytest.mark.parametrize(("decides", "stream", "macs"), [("leader", 16, 24_723_776), ("all", None, None)])
+def test_a_leader_gives_the_published_resnet20(decides, stream, macs):
+    """Distiller's resnet20_filters.schedule_agp_4: half of the filters of stage 2, each layer's own, and of stage 3's stream."""
+    spec = ModelSpec("resnet20-b", 10, imgsz=32)
+    model, generator = build(spec), torch.Generator().manual_seed(0)
+    own = [f"layer2.{place}" for place in ("0.conv1", "0.conv2", "0.downsample.0", "1.conv1", "1.conv2", "2.conv1", "2.conv2")]
+    same, tied = (
+        torch.randperm(64, generator=generator)[:32],
+        [f"layer3.{place}" for place in ("0.conv2", "0.downsample.0", "1.conv2", "2.conv2")],
+    )
+    with torch.no_grad():
+        for layer in own:
+            model.get_parameter(f"{layer}.weight")[torch.randperm(32, generator=generator)[:16]] = 0
+        for layer in tied:
+            model.get_parameter(f"{layer}.weight")[same] = 0
+    content = {
+        "extensions": {"thin": {"class": "FilterRemover", "decides": decides}},
+        "policies": [{"extension": {"instance_name": "thin"}, "epochs": [0]}],
+    }
+    cut(loop_of(content, model, size=32, spec=spec))
+    if stream is None:
+        assert len(model.layer2[0].conv2.weight) > 16
+        return
+    assert len(model.layer2[0].conv2.weight) == stream
+    assert count_macs(model, spec) == macs
+    assert sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1) == 130_544
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
