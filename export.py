@@ -15,6 +15,7 @@ from utils.arguments import parse, to_record
 from utils.errors import run_script
 from utils.files.runs import RunDirectory, write_json
 from utils.files.yaml_files import write_yaml
+from utils.output.commands import command
 
 LISTED_LAYERS = 5
 
@@ -35,7 +36,7 @@ def main() -> None:
         raise
     print(report(exported))
     print(f"results in {directory.path}")
-    print(f"next: python predict.py --weights {next(iter(exported.ship.values()))} --source IMAGES")
+    print(f"next: {command('predict', weights=next(iter(exported.ship.values())), source='IMAGES')}")
 
 
 def report(exported: ExportResults) -> str:

@@ -11,6 +11,7 @@ from compression.training.compressor import ClassifierCompressor
 from utils import distributed
 from utils.arguments import parse
 from utils.errors import run_script
+from utils.output.commands import command
 
 
 def main() -> None:
@@ -35,8 +36,8 @@ def training_report(compressor: ClassifierCompressor) -> str:
         f"\nbest epoch {results['best_epoch']}: top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, "
         f"loss {results['loss']:.4f}, after {results['seconds']:.0f} s of training{confusion}\n"
         f"checkpoint {checkpoint}\n"
-        f"next: python val.py --weights {checkpoint} --data {compressor.arguments.data}\n"
-        f"      python predict.py --weights {checkpoint} --source IMAGE_OR_FOLDER"
+        f"next: {command('val', weights=checkpoint, data=compressor.arguments.data)}\n"
+        f"      {command('predict', weights=checkpoint, source='IMAGE_OR_FOLDER')}"
     )
 
 

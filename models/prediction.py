@@ -11,12 +11,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.backends import Backend
 from utils.data.images import READ_MARGIN, Image, UnreadableImage, preprocess
 from utils.data.sources import Item, Source
+from utils.spec import ModelSpec
 
 READ_AHEAD = 2  # batches
+
+
+Classes = tuple[tuple[str, float], ...]  # (class name, probability) pairs, the likeliest first
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,13 @@ class Prediction:
     """The classes of one image.
 
     Attributes:
-        topk: (class name, probability) pairs, likeliest first; empty if the image could not be read.
+        topk: its likeliest classes; empty if the image could not be read.
         error: why it could not be read.
         speed_ms: milliseconds of preprocess (which includes reading and decoding), inference and postprocess.
     """
 
     item: Item
-    topk: tuple[tuple[str, float], ...] = ()
+    topk: Classes = ()
     error: str = ""
     speed_ms: dict[str, float] = field(default_factory=dict)
 
@@ -90,16 +95,19 @@ def _classify(backend: Backend, prepared: list[tuple[Prediction, Image | None]],
     start = time.perf_counter()
     logits = backend.logits(torch.from_numpy(np.stack(batch)))
     done = time.perf_counter()
-    values, indices = logits.softmax(1).topk(min(topk, logits.shape[1]), dim=1)
-    likeliest = zip(indices.tolist(), values.tolist(), strict=True)
+    found = iter(likeliest(logits, backend.spec, topk))
     ended = time.perf_counter()
     speed_ms = {"inference": (done - start) * 1e3 / len(batch), "postprocess": (ended - done) * 1e3 / len(batch)}
     predictions = []
     for prediction, pixels in prepared:
         if pixels is not None:
-            classes, probabilities = next(likeliest)
-            names = (backend.spec.class_names[i] for i in classes)
-            pairs = tuple(zip(names, probabilities, strict=True))
-            prediction = replace(prediction, topk=pairs, speed_ms=prediction.speed_ms | speed_ms)
+            prediction = replace(prediction, topk=next(found), speed_ms=prediction.speed_ms | speed_ms)
         predictions.append(prediction)
     return predictions
+
+
+def likeliest(logits: Tensor, spec: ModelSpec, topk: int) -> list[Classes]:
+    """Return the likeliest classes of each image, at most ``topk``."""
+    values, indices = logits.softmax(1).topk(min(topk, logits.shape[1]), dim=1)
+    rows = zip(indices.tolist(), values.tolist(), strict=True)
+    return [tuple(zip((spec.class_names[i] for i in row), chances, strict=True)) for row, chances in rows]

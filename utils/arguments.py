@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import shutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, closest, nearest
+from utils.errors import UserError, closest, nearest, unknown
 
 Arguments = TypeVar("Arguments")
 # In the order of --help.
@@ -200,6 +201,27 @@ def from_record(arguments: type[Arguments], record: dict[str, Any]) -> Arguments
     if extra := sorted(set(record) - known):
         raise UserError(f"the run's record has the unknown entry '{extra[0]}'; it was written by another version")
     return arguments(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})
+
+
+def from_keywords(arguments: type[Arguments], given: Mapping[str, Any]) -> Arguments:
+    """Make arguments from a function's keywords; a UserError says what is no flag, of the wrong type or not among the choices."""
+    hints, known = typing.get_type_hints(arguments), {field.name: field for field in dataclasses.fields(arguments)}  # type: ignore[arg-type]
+    if strange := next((name for name in given if name not in known), None):
+        raise unknown("argument", strange, known)
+    return arguments(**{name: _checked(name, value, known[name], _value_type(hints[name])) for name, value in given.items()})
+
+
+def _checked(name: str, value: Any, field: dataclasses.Field[Any], kind: type) -> Any:
+    if value is None or (type(value) is type(field.default) and value == field.default):
+        return field.default
+    several = field.metadata["many"] and isinstance(value, list | tuple)
+    parts = [os.fspath(part) if isinstance(part, os.PathLike) else part for part in (value if several else [value])]
+    for part in parts:
+        if not isinstance(part, (kind, int) if kind is float else kind) or (isinstance(part, bool) and kind is not bool):
+            raise UserError(f"{name} is {value!r}; it must be {'true or false' if kind is bool else _KINDS[kind][1]}")
+        if (choices := field.metadata["choices"]) and part not in (*choices, field.default):
+            raise UserError(f"{name} is {value!r}.{nearest(str(part), map(str, choices))} Valid: {', '.join(map(str, choices))}")
+    return tuple(parts) if field.metadata["many"] else parts[0]
 
 
 def to_record(arguments: Any) -> dict[str, Any]:

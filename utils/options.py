@@ -224,8 +224,8 @@ def by_parameter(reader: Reader) -> Reader:
 def match(pattern: Any, place: Place) -> list[str]:
     """Return the names of the parameters that a pattern matches.
 
-    A pattern is tried as a name, with and without ``module.``; then with ``*``, ``?`` and ``[...]`` as in a shell; then as
-    a regular expression for the whole name. A bare '*' matches all weights of two or more dimensions.
+    A pattern is tried as a name, with and without ``module.``; then with ``*``, ``?``, ``[...]`` as in a shell; then as a
+    regular expression. A bare '*' matches all weights of two or more dimensions.
 
     Raises:
         UserError: nothing matches.
@@ -240,7 +240,8 @@ def match(pattern: Any, place: Place) -> list[str]:
         found = [name for name in known if name == pattern] or [name for name in known if plain(name) == bare]
         found = found or [name for name in known if fnmatch.fnmatchcase(plain(name), bare)] or _by_expression(pattern, known, place)
     if not found:
-        raise place.error(f"'{pattern}' matches no parameter.{nearest(plain(pattern), known)} The network has {len(known)}")
+        theirs = "; Distiller's names are those of --model vgg16_cifar, mobilenet and the like" if plain(pattern) != pattern else ""
+        raise place.error(f"'{pattern}' matches no parameter.{nearest(plain(pattern), known)} The network has {len(known)}{theirs}")
     place.matches[place.path] = found
     return found
 
@@ -261,12 +262,11 @@ def _by_expression(pattern: str, known: list[str], place: Place) -> list[str]:
 def _costly(pattern: str) -> bool:
     """Whether trying a regular expression on a name may take more than about a millisecond.
 
-    A backtracking matcher takes exponential time for a repeat or a choice inside a repeat, and about 20^n steps for n
-    repeats in a row on names of this length; every choice outside of repeats at most doubles that.
+    A backtracking matcher takes exponential time for a repeat or a choice inside a repeat, and about 20^n steps for n repeats
+    in a row on names of this length.
     """
     bare = re.sub(r"\\.", "a", pattern, flags=re.DOTALL)
-    bare = re.sub(r"\[\^?\]?[^\]]*\]", "a", bare)
-    bare = re.sub(r"\(\?", "(", bare)
+    bare = re.sub(r"\(\?", "(", re.sub(r"\[\^?\]?[^\]]*\]", "a", bare))
     repeat = r"(?:[*+?]|\{[\d,]*\})"
     steps = 20.0 ** len(re.findall(f"{repeat}[+?]?", bare))
     while (inner := re.search(rf"\(([^()]*)\)({repeat}?)", bare)) is not None:

@@ -26,6 +26,7 @@ from utils.errors import UserError, unknown
 from utils.files.checkpoint import save_checkpoint
 from utils.files.runs import RunDirectory
 from utils.measures.metrics import Evaluation
+from utils.output.commands import command
 
 
 def chosen_analysis(arguments: TrainArguments) -> Callable[[ClassifierCompressor], str] | None:
@@ -92,8 +93,10 @@ def analyse_sensitivity(compressor: ClassifierCompressor) -> str:
             write_schedule(table, kind, graph, TOLERANCE, path)
         except UserError as error:
             return f"table and plot: {directory.path}\n{error}"
-    source = f"--weights {arguments.weights}" if arguments.weights else f"--model {arguments.model} --pretrained"
-    return f"table, plot and schedule: {directory.path}\nnext: python train.py {source} --data {arguments.data} --compress {path}"
+    source = {"weights": arguments.weights} if arguments.weights else {"model": arguments.model}
+    pretrained = "" if arguments.weights else " --pretrained"
+    following = command("train", **source, data=arguments.data, compress=path)
+    return f"table, plot and schedule: {directory.path}\nnext: {following}{pretrained}"
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +13,7 @@ from compression.analysis.sensitivity import graph_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from utils.errors import UserError
 from utils.files.checkpoint import write_text
+from utils.output.commands import command
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def _head(table: pd.DataFrame, kind: str, tolerance: float, path: Path, left_out
         f"Written from a sensitivity analysis (--sense {kind}) of a network with top-1 {dense:.4f}: for each layer the largest",
         f"sparsity at which top-1 stays within {tolerance:g}, that layer alone being pruned, without training. Pruned together, they cost",
         "more: fine-tune, and compare.",
-        f"  python train.py --weights WEIGHTS --data DATA --epochs EPOCHS --compress {shlex.quote(str(path))}",
+        "  " + command("train", weights="WEIGHTS", data="DATA", epochs="EPOCHS", compress=path),
     ]
     if kind != "element":
         lines.append(f"Pruning ends at epoch {RAMP_EPOCHS}, when the zeroed {kind}s are removed: EPOCHS must be larger than that.")

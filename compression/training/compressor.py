@@ -38,6 +38,7 @@ from utils.loop.precision import Precision, zero_idle_gradients_
 from utils.loop.signals import calling_on_signals
 from utils.measures.metrics import Evaluation
 from utils.measures.profile import example_input, profile
+from utils.output.commands import command
 from utils.output.logs import EarlyStopping, History, Progress, StepLog
 from utils.output.reports import FirstBatch, report_training
 from utils.spec import ModelSpec
@@ -259,7 +260,7 @@ class ClassifierCompressor:
             self.history.close()
         if self.run.interrupted:
             where = f"epoch {self.run.epoch + 1}, step {self.run.step}"
-            raise Interrupted(f"stopped in {where}; saved. Go on with: python train.py --resume {directory.path}")
+            raise Interrupted(f"stopped in {where}; saved. Go on with: {command('train', resume=directory.path)}")
         if not distributed.is_main():
             return {}
         if self.arguments.nosave:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from models.networks import own
 from models.networks.densenet import CifarDenseNet
 from models.networks.googlenet import CifarGoogLeNet
 from models.networks.mobilenet import MobileNetV1, MobileNetV1Sequential, MobileNetV2
@@ -92,7 +93,7 @@ def resolve_model(name: str) -> tuple[str, dict[str, Any] | None]:
             return path.stem, None
         return path.stem, read_yaml(path, "model")
     name = ALIASES.get(name, name)
-    if name in ARCHITECTURES:
+    if name in ARCHITECTURES or name.startswith(own.PREFIX):
         return name, None
     from models.networks import external  # imports torchvision, which takes seconds
 
@@ -109,6 +110,8 @@ def build(spec: ModelSpec) -> nn.Module:
         model: nn.Module = build_yolo(spec.definition, spec.num_classes, spec.channels)
     elif spec.name in ARCHITECTURES:
         model = ARCHITECTURES[spec.name](spec.num_classes, spec.channels)
+    elif spec.name.startswith(own.PREFIX):
+        model = own.build(spec.name)
     else:
         from models.networks import external
 
