@@ -36,7 +36,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     for cell in others:
         exec(cell, namespace)
     assert namespace["EPOCHS"] == 3
-    outcome, narrow = namespace["outcome"], namespace["narrow"]
-    assert outcome.results["macs"][1] <= 0.5 * outcome.results["macs"][0]
-    assert narrow["top1"] > 0.5
+    cut, small = namespace["cut"], namespace["small"]
+    assert cut.results["macs"][1] <= 0.5 * cut.results["macs"][0]
+    assert small.results["top1"] > 0.5
     assert capsys.readouterr().out.count("digit_") == 10

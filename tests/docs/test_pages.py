@@ -112,9 +112,10 @@ def test_the_classes_of_the_schedule_page_are_those_of_the_tables():
     from compression.quantizers import QUANTIZERS
     from compression.schedule.pruners import PRUNERS
     from compression.schedule.regularizers import REGULARIZERS
+    from compression.schedule.thinning import EXTENSIONS
 
     text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
-    classes = {name.removesuffix("_AGP") for name in (*PRUNERS, *REGULARIZERS, *QUANTIZERS)}
+    classes = {name.removesuffix("_AGP") for name in (*PRUNERS, *REGULARIZERS, *QUANTIZERS, *EXTENSIONS)}
     assert {name for name in classes if f"`{name}`" not in text} == set()
 
 
