@@ -6,10 +6,10 @@ import pytest
 
 from models.networks import ARCHITECTURES
 
-# YOLOv5 from a YAML file, CIFAR-ResNets with both kinds of shortcut, ImageNet-ResNets with both kinds of block, VGG-16; then the
+# YOLOv5, v8 and 11 from YAML files, CIFAR-ResNets with both kinds of shortcut, ImageNet-ResNets with both kinds of block, VGG-16; then the
 # other networks of HRank and Distiller.
 ONE_OF_EACH = (
-    *("yolov5n-cls", "resnet20", "resnet20-b", "resnet18", "resnet50", "vgg16-cifar"),
+    *("yolov5n-cls", "yolov8n-cls", "yolo11n-cls", "resnet20", "resnet20-b", "resnet18", "resnet50", "vgg16-cifar"),
     *("googlenet-cifar", "densenet40", "mobilenet-v1", "mobilenet-v2-hrank"),
     *("preact-resnet20", "preact-resnet20-b", "preact-resnet18", "plain20", "plain20-nobn", "vgg11-bn-distiller"),
 )

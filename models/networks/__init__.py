@@ -17,14 +17,14 @@ from models.networks.plain import VGG_DEPTHS, Plain20, PlainVGG
 from models.networks.preact_resnet import CifarPreactResNet, PreactResNet
 from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, Bottleneck, CifarResNet, ResNet
 from models.networks.vgg import CifarVGG
-from models.networks.yolo import build_yolo, rows_of
+from models.networks.yolo import build_yolo, rows_of, scaled
 from utils.errors import UserError, unknown
 from utils.files.yaml_files import read_yaml
 from utils.spec import ModelSpec
 
 Builder = Callable[[int, int], nn.Module]  # (num_classes, channels) -> network
 
-YOLO_SIZES = ("n", "s", "m", "l", "x")
+YOLO = {f"{family}{size}-cls": (family, size) for family in ("yolov5", "yolov8", "yolo11") for size in "nsmlx"}  # name -> family, size
 
 
 def load_definition_of(name: str) -> dict[str, Any]:
@@ -33,18 +33,21 @@ def load_definition_of(name: str) -> dict[str, Any]:
     Raises:
         UserError: the network is not described by a YAML file.
     """
+    if name not in YOLO:
+        raise UserError(f"'{name}' is not described by a YAML file; those that are: {', '.join(YOLO)}")
     path = Path(__file__).with_name(f"{name}.yaml")
-    if not path.exists():
-        raise UserError(f"'{name}' is not described by a YAML file; those that are: {', '.join(f'yolov5{s}-cls' for s in YOLO_SIZES)}")
-    return read_yaml(path, "model")
+    if path.exists():
+        return read_yaml(path, "model")
+    family, size = YOLO[name]
+    return scaled(read_yaml(path.with_name(f"{family}-cls.yaml"), "model"), size)
 
 
-def _yolo(size: str, num_classes: int, channels: int) -> nn.Module:
-    return build_yolo(load_definition_of(f"yolov5{size}-cls"), num_classes, channels)
+def _yolo(name: str, num_classes: int, channels: int) -> nn.Module:
+    return build_yolo(load_definition_of(name), num_classes, channels)
 
 
 ARCHITECTURES: dict[str, Builder] = {
-    **{f"yolov5{size}-cls": partial(_yolo, size) for size in YOLO_SIZES},
+    **{name: partial(_yolo, name) for name in YOLO},
     **{f"resnet{depth}": partial(CifarResNet, (depth - 2) // 6, True) for depth in CIFAR_DEPTHS},
     **{f"resnet{depth}-b": partial(CifarResNet, (depth - 2) // 6, False) for depth in CIFAR_DEPTHS},
     **{f"resnet{depth}": partial(ResNet, *block_and_depths) for depth, block_and_depths in IMAGENET_DEPTHS.items()},
@@ -77,7 +80,7 @@ ALIASES = {
     **{f"preact_resnet{n}_cifar_conv_ds": f"preact-resnet{n}-b" for n in CIFAR_DEPTHS},
     **{f"resnet_{n}": f"resnet{n}" for n in (*CIFAR_DEPTHS, *IMAGENET_DEPTHS)},
     **{f"resnet{n}_cifar": f"resnet{n}-b" for n in CIFAR_DEPTHS},
-    **{f"yolov5{size}": f"yolov5{size}-cls" for size in YOLO_SIZES},
+    **{name.removesuffix("-cls"): name for name in YOLO},
 }
 
 
@@ -123,7 +126,7 @@ def definition_of(spec: ModelSpec) -> dict[str, Any] | None:
     """Return the YAML definition that a network is built from, or None if code builds it."""
     if spec.definition is not None:
         return spec.definition
-    return load_definition_of(spec.name) if spec.name.startswith("yolov5") and spec.name in ARCHITECTURES else None
+    return load_definition_of(spec.name) if spec.name in YOLO else None
 
 
 def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:

@@ -15,13 +15,13 @@ def round_up(value: float, divisor: int = 8) -> int:
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, SiLU. Shapes: [B, c_in, H, W] -> [B, c_out, H/s, W/s]."""
+    """Convolution without bias, batch norm, SiLU if ``act``. Shapes: [B, c_in, H, W] -> [B, c_out, H/s, W/s]."""
 
-    def __init__(self, c_in: int, c_out: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1) -> None:
+    def __init__(self, c_in: int, c_out: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, k, s, k // 2 if p is None else p, groups=g, bias=False)
         self.bn = nn.BatchNorm2d(c_out)
-        self.act = nn.SiLU(inplace=True)
+        self.act = nn.SiLU(inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.networks.layers import C3, SPPF, Bottleneck, Classify, Concat, Conv, round_up
+from models.networks.split_layers import C2PSA, C2f, C3k, Pair
 from utils.errors import UserError, unknown
 
 BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's; its classification head keeps torch's defaults
@@ -36,6 +37,7 @@ class Line:
         c_in: of each source.
         scale: a width in the definition -> the dense width.
         take: a dense width -> both widths; called once per channel group, in forward order of the groups' first producers.
+        narrow: whether other widths than the dense ones are asked for.
     """
 
     c_in: list[Width]
@@ -43,6 +45,7 @@ class Line:
     args: list[Any]
     scale: Callable[[int], int]
     take: Callable[[int], Width]
+    narrow: bool
 
     @property
     def c_out(self) -> int:
@@ -97,6 +100,32 @@ def _sppf(line: Line) -> Built:
     return SPPF(line.c_in[0].built, out.built, hidden.built, *line.args[1:]), out
 
 
+def _c2f(line: Line) -> Built:
+    c_out, shortcut = line.c_out, (*line.args[1:], False)[0]
+    half = c_out // 2
+    return _split(line, C2f(line.c_in[0].dense, c_out, half, [Pair(half, half, shortcut) for _ in range(line.repeats)]))
+
+
+def _c3k2(line: Line) -> Built:
+    c_out, nested, share = line.c_out, (*line.args, False)[1], (*line.args, False, 0.5)[2 if len(line.args) > 2 else -1]
+    hidden = int(c_out * share)
+    blocks = [C3k(hidden, True) if nested else Pair(hidden, hidden // 2, True) for _ in range(line.repeats)]
+    return _split(line, C2f(line.c_in[0].dense, c_out, hidden, blocks))
+
+
+def _c2psa(line: Line) -> Built:
+    if line.c_in[0].dense != line.c_out:
+        raise ValueError(f"it reads {line.c_in[0].dense} channels and puts out {line.c_out}; they must be as many")
+    return _split(line, C2PSA(line.c_out, line.repeats))
+
+
+def _split(line: Line, layer: nn.Module) -> Built:
+    """Return a layer at its dense widths: how those of two halves depend on each other only surgery resolves."""
+    if line.narrow:
+        raise NotBuiltNarrow("a layer that splits its channels")
+    return layer, Width(line.c_out, line.c_out)
+
+
 def _concat(line: Line) -> Built:
     return Concat(), Width(sum(c.dense for c in line.c_in), sum(c.built for c in line.c_in))
 
@@ -111,11 +140,14 @@ LAYERS: dict[str, Callable[[Line], Built]] = {
     "DWConv": _depthwise,
     "Bottleneck": _bottleneck,
     "C3": _c3,
+    "C2f": _c2f,
+    "C3k2": _c3k2,
+    "C2PSA": _c2psa,
     "SPPF": _sppf,
     "Concat": _concat,
     "Classify": _classify,
 }
-REPEATED_INSIDE = {"C3"}  # layers whose repeats are their own depth; others are chained
+REPEATED_INSIDE = {"C3", "C2f", "C3k2", "C2PSA"}  # layers whose repeats are their own depth; others are chained
 
 
 class YoloClassifier(nn.Module):
@@ -137,17 +169,16 @@ class YoloClassifier(nn.Module):
         return x
 
 
-def build_yolo(
-    definition: dict[str, Any], num_classes: int, channels: int = 3, take: Callable[[int], int] = lambda width: width
-) -> YoloClassifier:
+def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3, take: Callable[[int], int] | None = None) -> YoloClassifier:
     """Build a classifier from a parsed YAML definition, dense or at other widths.
 
     Args:
-        definition: ``depth_multiple``, ``width_multiple`` and ``layers`` (or YOLOv5's ``backbone`` and ``head``).
+        definition: ``layers`` (or YOLOv5's ``backbone`` and ``head``), and where they are not 1 ``depth_multiple`` and
+            ``width_multiple``; ``max_channels`` before the multiple; ``norm_eps`` and ``norm_momentum`` of the backbone.
         num_classes: outputs; ``num_classes`` (or ``nc``) in an argument list stands for it.
         channels: input channels.
         take: a channel group's dense width -> the width to build; called in forward order of the groups' first
-            producers, which is the order of the entries of a compress_rate.
+            producers, which is the order of the entries of a compress_rate. By default all are dense.
 
     Raises:
         NotBuiltNarrow: another width is asked for, but how a layer's channels depend on each other is not known here.
@@ -157,7 +188,15 @@ def build_yolo(
     sources: list[list[int]] = []
     widths = {-1: Width(channels, channels)}
     rows = rows_of(definition)
-    depth, width = _multiple(definition, "depth_multiple"), _multiple(definition, "width_multiple")
+    depth, width, most = (_multiple(definition, name) for name in ("depth_multiple", "width_multiple", "max_channels"))
+    most = most if "max_channels" in definition else math.inf
+
+    def scale(channels: int) -> int:
+        return round_up(min(channels, most) * width)
+
+    def widths_of(channels: int) -> Width:
+        return Width(channels, take(channels) if take else channels)
+
     for i, row in enumerate(rows):
         source, repeats, kind, args = _checked_row(i, row, widths)
         args = [num_classes if argument in NUM_CLASSES_WORDS else argument for argument in args]
@@ -165,7 +204,7 @@ def build_yolo(
         c_in, chain = [widths[j] for j in source], []
         try:
             for _ in range(1 if kind in REPEATED_INSIDE else repeats):
-                layer, c_out = LAYERS[kind](Line(c_in, repeats, args, lambda c: round_up(c * width), lambda c: Width(c, take(c))))
+                layer, c_out = LAYERS[kind](Line(c_in, repeats, args, scale, widths_of, take is not None))
                 chain.append(layer)
                 c_in = [c_out]
         except NotBuiltNarrow:
@@ -177,10 +216,23 @@ def build_yolo(
         widths[i] = c_out
     if not isinstance(layers[-1], Classify):
         raise UserError(f"the last layer of the model definition is {rows[-1][2]}; a classifier ends in Classify")
+    eps = _multiple({"norm_eps": BACKBONE_NORM_EPS, **definition}, "norm_eps")
+    momentum = _multiple({"norm_momentum": BACKBONE_NORM_MOMENTUM, **definition}, "norm_momentum")
     for module in nn.Sequential(*layers[:-1]).modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM
+            module.eps, module.momentum = eps, momentum
     return YoloClassifier(layers, sources)
+
+
+def scaled(definition: dict[str, Any], size: str) -> dict[str, Any]:
+    """Return the definition of one of a family's ``scales``: the multiples, and a layer whose kind all blocks shall have."""
+    depth, width, most, *everywhere = definition["scales"][size]
+    rows = [
+        [source, repeats, kind, [args[0], True, *args[2:]] if everywhere and kind == "C3k2" else args]
+        for source, repeats, kind, args in definition["layers"]
+    ]
+    rest = {key: value for key, value in definition.items() if key != "scales"}
+    return {**rest, "layers": rows, "depth_multiple": depth, "width_multiple": width, "max_channels": most}
 
 
 def rows_of(definition: dict[str, Any]) -> list[Any]:

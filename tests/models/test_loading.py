@@ -223,10 +223,10 @@ class Foreign:
             del sys.modules[self.module.__name__]
 
 
-def write_official(path, key="model", **attributes):
+def write_official(path, key="model", name="yolov5n-cls", **attributes):
     """Write what YOLOv5's train.py writes, a pickled module in half precision; return the network and the trace of run code."""
     foreign = Foreign(path.with_suffix(".ran"))
-    source, pickled = network("yolov5n-cls", 5), network("yolov5n-cls", 5).half()
+    source, pickled = network(name, 5), network(name, 5).half()
     for module in pickled.modules():
         if type(module).__module__.startswith("models"):
             module.__class__ = foreign.kind(type(module).__name__, nn.Module)
@@ -239,12 +239,14 @@ def write_official(path, key="model", **attributes):
 
 
 @pytest.mark.parametrize("names", [NAMES, dict(enumerate(NAMES))])
-@pytest.mark.parametrize("key", ["model", "ema"])
-def test_an_official_yolov5_file_is_imported_without_running_its_code(names, key, tmp_path):
-    source, touched = write_official(tmp_path / "official.pt", key, names=names)
+@pytest.mark.parametrize(
+    ("key", "name"), [("model", "yolov5n-cls"), ("ema", "yolov5n-cls"), ("model", "yolov8n-cls"), ("ema", "yolo11n-cls")]
+)
+def test_an_official_yolo_file_is_imported_without_running_its_code(names, key, name, tmp_path):
+    source, touched = write_official(tmp_path / "official.pt", key, name, names=names)
     loaded = load_classifier(tmp_path / "official.pt")
     assert not touched.exists()
-    assert (loaded.spec.name, loaded.spec.class_names, loaded.spec.norm_eps) == ("yolov5n-cls", tuple(NAMES), {})
+    assert (loaded.spec.name, loaded.spec.class_names, loaded.spec.norm_eps) == (name, tuple(NAMES), {})
     (note,) = loaded.notes
     assert loaded.named
     assert "224 px is assumed" in note

@@ -9,7 +9,8 @@ from torch import nn
 from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model, set_dropout_
 from models.networks.layers import C3, SPPF, Concat, Conv
 from models.networks.resnet import PadShortcut
-from models.networks.yolo import build_yolo
+from models.networks.split_layers import Attention
+from models.networks.yolo import NotBuiltNarrow, build_yolo
 from tests.architectures import architectures
 from utils.errors import UserError
 from utils.files.yaml_files import read_yaml
@@ -40,7 +41,7 @@ def perturb_(model):
 
 
 def test_the_table_holds_every_network_of_our_own():
-    yolo = {f"yolov5{size}-cls" for size in "nsmlx"}
+    yolo = {f"{family}{size}-cls" for family in ("yolov5", "yolov8", "yolo11") for size in "nsmlx"}
     residual = {f"{kind}resnet{n}" for kind in ("", "preact-") for n in CIFAR + IMAGENET}
     residual |= {f"{kind}resnet{n}-b" for kind in ("", "preact-") for n in CIFAR}
     plain = {f"vgg{n}{norm}-distiller" for n in (11, 13, 16, 19) for norm in ("", "-bn")} | {"plain20", "plain20-nobn", "vgg16-cifar"}
@@ -87,6 +88,57 @@ def test_yolov5_has_the_published_size_and_cost(size, params_1000, params_10, gf
     assert trainable(model) == params_1000
     assert trainable(on_meta(f"yolov5{size}-cls", 10)) == params_10
     assert round(2 * count_macs(model, ModelSpec(f"yolov5{size}-cls", 1000)) / 1e9, 3) == gflops
+
+
+YOLOV8_MILLIONS = {"n": 2.7, "s": 6.4, "m": 17.1, "l": 37.5, "x": 57.4}  # of 1,000 classes; n 2,719,288
+YOLO11_80 = {"n": 1_633_584, "s": 5_545_488, "m": 10_455_696, "l": 12_937_104, "x": 28_458_544}
+
+
+@pytest.mark.parametrize("size", "nsmlx")
+def test_yolov8_and_yolo11_have_the_published_sizes(size):
+    assert trainable(on_meta(f"yolo11{size}-cls", 80)) == YOLO11_80[size]
+    assert round(trainable(on_meta(f"yolov8{size}-cls", 1000)) / 1e6, 1) == YOLOV8_MILLIONS[size]
+
+
+def test_the_layers_of_yolov8n_have_the_published_sizes():
+    model = on_meta("yolov8n-cls", 1000)
+    assert [trainable(layer) for layer in model.model][:9] == [464, 4672, 7360, 18560, 49664, 73984, 197632, 295424, 460288]
+    assert trainable(model) == 2_719_288
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("yolov8n-cls", ["model.2.cv1", "model.4.m.1.cv2", "model.8.cv2", "model.9.conv"]),
+        ("yolo11n-cls", ["model.2.m.0.cv1", "model.6.m.0.cv3", "model.6.m.0.m.1.cv2", "model.9.cv2"]),
+        ("yolo11n-cls", [f"model.9.m.0.{part}" for part in ("attn.qkv", "attn.proj", "attn.pe", "ffn.0", "ffn.1")]),
+        ("yolo11m-cls", ["model.2.m.0.m.1.cv1", "model.10.conv"]),
+    ],
+)
+def test_yolov8_and_yolo11_have_the_keys_of_their_files(name, keys):
+    state = on_meta(name).state_dict()
+    assert {f"{key}.{part}" for key in keys for part in ("conv.weight", "bn.running_var")} <= set(state)
+    assert "model.0.conv.weight" in state
+
+
+def test_attention_by_hand():
+    """One head of two values and one key: softmax over four positions, and the values' own depthwise convolution."""
+    torch.manual_seed(0)
+    layer = Attention(2, 1).eval()
+    x = torch.randn(1, 2, 2, 2)
+    query, key, *values = layer.qkv(x)[0].flatten(1)
+    weights = (query[:, None] * key[None]).softmax(-1)  # of one key channel, so the scale is 1
+    seen = torch.stack([weights @ value for value in values]).view(1, 2, 2, 2)
+    expected = layer.proj(seen + layer.pe(torch.stack(values).view(1, 2, 2, 2)))
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["C2f", "C3k2", "C2PSA"])
+def test_layers_that_split_are_built_narrow_by_surgery_alone(layer):
+    rows = [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, layer, [16]], [-1, 1, "Classify", ["num_classes"]]]
+    assert build_yolo({"layers": rows}, 3)
+    with pytest.raises(NotBuiltNarrow):
+        build_yolo({"layers": rows}, 3, take=lambda width: width // 2)
 
 
 def test_yolov5n_has_the_keys_that_its_users_know():
