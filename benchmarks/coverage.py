@@ -70,6 +70,8 @@ def examine(name: str) -> dict[str, Any]:
     cost = macs_cost(graph, total)
     entries = entries_of(graph, name)
     least = cost(cost.vector({group.name: max(len(group.fixed), 1) for entry in entries for group in entry})) / total
+    if not entries or least > 0.95:
+        raise SystemExit(f"nothing in this network can be cut: {reasons(graph.groups)}")
     share = max(SHARE, least + 0.05)
     widths = allocate(graph, entries, Budget(cost, share, "macs"), 1, 1, None)
     orders = {key: value.order.tolist() for key, value in score("random", model, graph, None, 0).groups.items()}

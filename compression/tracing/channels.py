@@ -35,6 +35,8 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
     if not isinstance(model, nn.Module) or not isinstance(inputs, Tensor):
         kinds = f"{type(model).__name__} and {type(inputs).__name__}"
         raise UserError(f"trace takes a module and a tensor [1, C, H, W], not {kinds}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UserError("a scripted module does not show what it computes, so nothing in it can be cut; give the module it was made of")
     model = deepcopy(model)  # what a forward pass counts or caches stays as it is
     readings: dict[CallKey, int] = {}
     pinned: dict[TensorDim, str] = {}

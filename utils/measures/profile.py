@@ -9,7 +9,7 @@ import contextlib
 import io
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -81,13 +81,26 @@ def count_macs(model: nn.Module, spec: ModelSpec) -> int:
         UserError: the network does not take images of this size.
     """
     counter = FlopCounterMode(display=False)
-    with eval_mode(model), torch.no_grad(), counter:
+    with eval_mode(model), torch.no_grad(), _without_gradients(model), counter:
         try:
             model(example_input(model, spec))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{spec.name} does not take images of {spec.size_text} ({reason}); choose another --imgsz") from None
     return int(counter.get_total_flops()) // 2
+
+
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient: a view of one that a module is called with would stop the counter."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def thop_macs(model: nn.Module, spec: ModelSpec) -> int | None:

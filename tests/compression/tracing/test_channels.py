@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from compression.tracing.channels import trace
 from models.networks import ARCHITECTURES
 from tests.zoo import ZOO, Net, conv, example, layers, make, net, randomised
+from utils.errors import UserError
 
 # What each small network's groups are: "name size" where it can be cut, "name size/channels" where a unit is several
 # channels, "name size!word" where it can't, with a word of the reason. The head, whose output is the network's, is
@@ -285,3 +287,13 @@ def test_a_grouped_head_is_output_and_stays():
     graph = trace(model, example("residual"))
     assert [(g.name, g.prunable) for g in graph.groups] == [("0", False)]
     assert graph.groups[0].reason == "the network's output"
+
+
+def test_what_is_no_module_or_does_not_show_what_it_computes_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"takes a module and a tensor \[1, C, H, W\], not Linear and list"):
+        trace(nn.Linear(2, 2), [1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = nn.Sequential(nn.Conv2d(1, 2, 1), torch.jit.script(nn.Conv2d(2, 2, 1)))
+    with pytest.raises(UserError, match="a scripted module does not show what it computes"):
+        trace(scripted, torch.zeros(1, 1, 4, 4))

@@ -61,6 +61,24 @@ def test_functional_operations_that_thop_misses_are_counted():
     assert "flop_counter (thop misses operations here: it counts 0)" in result.source
 
 
+class Token(nn.Module):
+    """A module is called with a view of a parameter, as in class attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.token, self.stem, self.inner = nn.Parameter(torch.zeros(1, 8)), nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.inner(self.token.expand(len(images), -1)) + self.stem(images).mean((1, 2, 3))[:, None]
+
+
+def test_a_view_of_a_parameter_as_a_modules_input_does_not_stop_the_counter():
+    model = Token()
+    model.inner.bias.requires_grad_(False)
+    assert count_macs(model, ModelSpec("x", 2, 16)) == 4 * 4 * 3 * 8 * 4 * 4 + 8 * 2
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["inner.bias"]
+
+
 def test_without_thop_the_flop_counter_counts_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "thop", None)
     assert thop_macs(Functional(), SPEC) is None
