@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,8 @@ from compression.exporting.quantizing import import_nncf, quantize_onnx, quantiz
 from models.backends.exported import optional_module
 from models.backends.metadata import KEY, TORCHSCRIPT_FILE
 from models.backends.openvino_runtime import read_model
-from utils.files.checkpoint import atomic_write
+from models.networks import build
+from utils.files.checkpoint import atomic_write, save_safetensors
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ def write_torchscript(source: ExportSource, precision: str, path: Path) -> None:
         torch.jit.save(module, str(temporary), _extra_files=extra)
 
 
+def write_safetensors(source: ExportSource, precision: str, path: Path) -> None:
+    """Write the weights as safetensors; where the classes' names are known, with the specification in the metadata."""
+    spec, state = source.metadata.spec, source.model.state_dict()
+    if precision == "fp16":
+        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    with torch.device("meta"):
+        dense = build(spec).state_dict()
+    narrow = any(name in dense and dense[name].shape != tensor.shape for name, tensor in state.items())
+    plan: dict[str, Any] | None = {"kept": {}, "sizes": {}} if narrow else None
+    about = {"spec": spec.to_dict(), "plan": plan, "metrics": {}, "arguments": source.metadata.record}
+    save_safetensors(path, state, about if source.metadata.named else {})
+
+
 FORMATS: dict[str, Format] = {
     "onnx": Format(".onnx", write_onnx, lambda source, path: audit_onnx(path, source.layers()), ("onnx", "onnxscript", "onnxruntime"), ()),
     "openvino": Format(
@@ -101,5 +116,6 @@ FORMATS: dict[str, Format] = {
         needs_for_int8=("nncf",),
     ),
     "torchscript": Format(".torchscript", write_torchscript, lambda source, path: audit_torch(source.model)),
+    "safetensors": Format(".safetensors", write_safetensors, lambda source, path: audit_torch(source.model), ("safetensors",)),
 }
 QUANTIZABLE = tuple(name for name, kind in FORMATS.items() if kind.needs_for_int8 is not None)

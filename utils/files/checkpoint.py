@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import secrets
@@ -127,15 +128,36 @@ def _is_safetensors(path: Path) -> bool:
     return len(begin) == 9 and begin[8:] == b"{" and int.from_bytes(begin[:8], "little") <= path.stat().st_size
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """Return the tensors, or where the file's metadata describe a classifier, a checkpoint."""
     try:
-        from safetensors.torch import load_file
+        from safetensors import safe_open
     except ImportError:
         raise UserError(f"{path} is a safetensors file; to read it: pip install safetensors") from None
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            about = json.loads((file.metadata() or {}).get(FORMAT, "null"))
     except Exception as error:  # the reader's own errors have no common class
         raise UserError(f"{path} is a damaged safetensors file ({' '.join(str(error).split())[:80]})") from None
+    return {**about, "state_dict": tensors} if is_checkpoint(about) else tensors
+
+
+def save_safetensors(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors as a safetensors file, atomically.
+
+    Args:
+        path: the file.
+        state: names to tensors.
+        about: the JSON-able rest of a checkpoint, which goes into the file's metadata; may be empty.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {FORMAT: json.dumps({"format": FORMAT, "version": VERSION, **about})} if about else {}
+    with atomic_write(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary, {"format": "pt", **metadata}
+        )
 
 
 def is_checkpoint(content: Any) -> bool:

@@ -216,6 +216,22 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
 
 
 @pytest.mark.parametrize("baked", [False, True])
+@pytest.mark.parametrize(("half", "named"), [(False, True), (True, True), (False, False)])
+def test_safetensors_hold_a_narrow_network_with_its_specification(half, named, tmp_path):
+    pytest.importorskip("safetensors")
+    narrow = build_narrow(ModelSpec("resnet20", 3, 32, 1, ("blue", "green", "red") if named else ()), "0.5")
+    model = randomised(narrow.model).eval()
+    source = ExportSource(model, Metadata(narrow.spec, named=named, record={"val_fraction": 0.2}))
+    FORMATS["safetensors"].write(source, "fp16" if half else "fp32", tmp_path / "x.safetensors")
+    backend = open_backend(str(tmp_path / "x.safetensors"), CPU)
+    assert (backend.named, backend.record) == (named, {"val_fraction": 0.2} if named else {})
+    if named:
+        assert backend.spec == narrow.spec
+    images = torch.randint(0, 256, (2, 32, 32, 1), dtype=torch.uint8)
+    expected = TorchBackend(LoadedClassifier(model, narrow.spec), CPU).logits(images)
+    assert torch.allclose(backend.logits(images), expected, rtol=2e-2 if half else 1e-6, atol=2e-2 if half else 1e-6)
+
+
 def test_half_computes_in_fp16_between_float_ends(baked):
     spec = ModelSpec("tiny", 2, 8)
     network = Tiny().eval()
