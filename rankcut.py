@@ -18,6 +18,7 @@ import shutil
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -36,7 +37,7 @@ from compression.training.compressor import ClassifierCompressor
 from models.backends import RUNTIMES, WEIGHTS_SUFFIXES, Backend, TorchBackend, open_backend
 from models.loading import default_size
 from models.networks import build, resolve_model
-from models.networks.own import register, unwrapped
+from models.networks.own import register, unwrapped, with_plain_weights
 from models.prediction import Classes, likeliest, predict
 from models.validation import load_for, measure
 from utils import distributed
@@ -98,8 +99,8 @@ def wrap(
 ) -> Classifier:
     """Take a network of your own code: it maps float32 [B, channels, H, W] to [B, classes].
 
-    A copy is taken; what DataParallel, DDP and torch.compile put around it is left out. To open its files later, give
-    ``load`` the class.
+    A copy is taken; what DataParallel, DDP and torch.compile put around it is left out, and weight_norm and spectral_norm
+    are folded into the weights. To open its files later, give ``load`` the class.
 
     Args:
         class_names: in the order of its outputs.
@@ -107,7 +108,7 @@ def wrap(
         channels: 1 for grey, 3 for RGB.
         mean, std: per channel, for pixels in [0, 1]; by default ImageNet's.
     """
-    own = unwrapped(network)
+    own = with_plain_weights(deepcopy(unwrapped(network)))
     spec = ModelSpec(register(own), len(class_names), image_size(imgsz) or 224, channels, tuple(class_names))
     given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
     return _stored(own, spec.with_(**given), device)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import rankcut
 from models.networks.own import unwrapped
@@ -99,6 +100,26 @@ def test_a_network_that_nobody_registered(wrapper, tmp_path):
     for again in (rankcut.load(path), rankcut.load(path, network=Own), rankcut.load(path, network=Own())):
         assert again.predict(DIGIT) == small.predict(DIGIT)
     assert rankcut.load(small.export("torchscript", tmp_path)).predict(DIGIT)[0][0] == small.predict(DIGIT)[0][0]
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_norms_of_weights_are_folded_and_then_cut(norm, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        network = Own()
+        norm(network.stem), norm(network.body)
+        return network
+
+    network = build()
+    dense = rankcut.wrap(network, CLASSES, imgsz=16, channels=1)
+    images = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(dense.network(images), network.eval()(images), atol=1e-5)
+    assert hasattr(network.stem, "parametrizations")  # the user's own is as it was
+    small = dense.prune("digits", macs=0.5, **QUICK)
+    assert len(small.network.stem.weight) < 12
+    again = rankcut.load(small.save(tmp_path / "x.pt"), network=build)
+    assert again.predict(DIGIT) == small.predict(DIGIT)
 
 
 def test_a_file_of_own_code_says_what_it_lacks(tmp_path):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from utils.errors import UserError
 
@@ -26,6 +27,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def with_plain_weights(model: nn.Module) -> nn.Module:
+    """Return a network whose weights are parameters, in place: weight_norm and spectral_norm are folded into them.
+
+    A norm of a weight runs over channels that a cut removes, so only the weight that it makes can be cut.
+    """
+    model.eval()  # or spectral_norm would take a step
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            weights = {name: getattr(module, name).detach().clone() for name in cast(nn.ModuleDict, module.parametrizations)}
+            module.__class__ = type(module).__bases__[0]  # torch's own way back would change the class of the user's network too
+            del module.parametrizations
+            for name, weight in weights.items():
+                module.register_parameter(name, nn.Parameter(weight))
+    return model
+
+
 def register(network: nn.Module | Callable[[], nn.Module]) -> str:
     """Make a network known under the name of its class, and return that name.
 
@@ -36,7 +53,7 @@ def register(network: nn.Module | Callable[[], nn.Module]) -> str:
         UserError: it is neither.
     """
     if isinstance(network, nn.Module):
-        original = deepcopy(unwrapped(network)).cpu()
+        original = with_plain_weights(deepcopy(unwrapped(network)).cpu())
         factory: Callable[[], nn.Module] = partial(deepcopy, original)
     else:
         factory, original = network, network() if callable(network) else network
@@ -56,4 +73,4 @@ def build(name: str) -> nn.Module:
     if name not in _factories:
         kind = name.removeprefix(PREFIX)
         raise UserError(f"{kind} is a network of your own code, which is not in the file: rankcut.load(FILE, network={kind})")
-    return _factories[name]()
+    return with_plain_weights(unwrapped(_factories[name]())).train()
