@@ -23,6 +23,7 @@ from utils.modes import eval_mode
 from utils.options import plain
 from utils.spec import ModelSpec
 
+MOST_TIMES, FREE_ELEMENTS = 1_000, 1 << 24  # a described network may have so many times a file's numbers, or so many
 FOR_CIFAR = (
     *(f"{kind}resnet{depth}" for kind in ("", "preact-") for depth in CIFAR_DEPTHS),
     *(f"vgg{depth}{norm}-distiller" for depth in VGG_DEPTHS for norm in ("", "-bn")),
@@ -124,6 +125,7 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
     Raises:
         UserError: no network of this kind has such shapes, or what the checkpoint says of them is damaged.
     """
+    _check_cost(spec, file)
     model = build(spec)
     if not file.checkpoint:
         file.state, notes = respelled(file.state, model.state_dict())
@@ -142,6 +144,20 @@ def build_as(spec: ModelSpec, file: WeightsFile) -> nn.Module:
         except UserError as error:
             raise UserError(f"{file.path} is damaged, or of another version: {error}") from None
     return model
+
+
+def _check_cost(spec: ModelSpec, file: WeightsFile) -> None:
+    """Refuse a file whose network would take far more memory than the file's own tensors: what it says of itself is not to be trusted.
+
+    Only networks that a file describes are looked at; the others have the sizes of their names.
+    """
+    held = sum(tensor.numel() for tensor in file.state.values())
+    if spec.definition is None:
+        return
+    with torch.device("meta"):
+        built = sum(tensor.numel() for tensor in build(spec).state_dict().values())
+    if built > max(MOST_TIMES * held, FREE_ELEMENTS):
+        raise UserError(f"{file.path} is damaged: it describes a network of {built:,} numbers and holds {held:,}")
 
 
 def _narrow_(model: nn.Module, spec: ModelSpec, file: WeightsFile) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
-import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,20 @@ from models.backends.exported import CPU, Shape, ignored_requests, one_line
 from models.backends.metadata import TORCHSCRIPT_FILE
 from utils.errors import UserError
 
-# A TorchScript file is a program; these are all of its operations on files, and the method that runs while it is loaded.
-FILE_ACCESS = re.compile(rb"\b(from_file|save|__setstate__)\b")
+# A TorchScript file is a program. It can call what is registered with torch: as torch.NAME, of the namespace aten, and as
+# ops.NAMESPACE.NAME. A file or an address is named by a text, so what takes a text is refused but for these, whose texts are
+# modes, formats and keys.
+NAMESPACES = ("aten", "prim", "quantized")
+_TEXTS = (
+    "Delete Float Int RaiseException __contains__ __getitem__ _convolution_mode _set_item add any clear conv1d conv2d conv3d copy count "
+    "device dict div div_ divide divide_ einsum endswith eq find format ge gelu gelu_ get gt index items join keys le len "
+    "linalg_matrix_norm linalg_norm linalg_qr linalg_svd list lower lt meshgrid ne ord pad percentFormat pop popitem replace scatter "
+    "scatter_ scatter_reduce searchsorted setdefault slice sort sorted split startswith strip update upper values warn zfill"
+)
+TAKES_TEXT = frozenset(_TEXTS.split())
+OPERATION = re.compile(rb"\btorch\s*\.\s*(\w+)|\bops\s*\.\s*(\w+)\s*\.\s*(\w+)")
+OWN_NAME = re.compile(rb"__torch__(?:\.\w+)*")  # of a class or function in the file
+RUNS_ON_LOADING = re.compile(rb"\b__setstate__\b")
 
 
 class TorchScriptRuntime:
@@ -49,16 +60,38 @@ class TorchScriptRuntime:
 
 
 def refuse_file_access(path: Path) -> None:
-    """Refuse a TorchScript file whose code could read or write files.
+    """Refuse a TorchScript file whose code could do more than compute: it is read as torch reads it, and every operation is looked up.
 
     Raises:
         UserError: it could, or it is no archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            codes = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith(".py")]
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        reader = torch._C.PyTorchFileReader(str(path))  # of an archive with two directories, torch's is the one that counts
+        codes = [reader.get_record(name) for name in reader.get_all_records() if name.endswith(".py")]
+    except RuntimeError as error:
         raise UserError(f"{path} is not a TorchScript file, or is damaged ({one_line(error)})") from None
     for code in codes:
-        if found := FILE_ACCESS.search(code):
-            raise UserError(f"{path} is refused: its code uses {found[1].decode()}, which can read or write files; a classifier needs none")
+        if RUNS_ON_LOADING.search(code):
+            raise UserError(f"{path} is refused: its code uses __setstate__, which runs while the file is loaded")
+        for name in OWN_NAME.findall(code):
+            if b".torch.classes." in name and b".torch.classes.quantized." not in name:
+                raise UserError(f"{path} is refused: its code uses the class {name.decode(errors='replace')}, which may do anything")
+        for found in OPERATION.finditer(OWN_NAME.sub(b"", code)):
+            short, namespace, long = (part.decode(errors="replace") if part else "" for part in found.groups())
+            if not is_harmless(namespace or "aten", long or short):
+                called = f"ops.{namespace}.{long}" if namespace else f"torch.{short}"
+                raise UserError(f"{path} is refused: its code uses {called}, which may read or write files; a classifier needs none")
+
+
+def is_harmless(namespace: str, name: str) -> bool:
+    """Whether an operation only computes; one that is not registered can't be called."""
+    if namespace not in NAMESPACES or name == "classes":
+        return False
+    return name in TAKES_TEXT or f"{namespace}::{name}" not in _taking_texts()
+
+
+@cache
+def _taking_texts() -> frozenset[str]:
+    """Return the registered operations that take a text."""
+    schemas = torch._C._jit_get_all_schemas()
+    return frozenset(schema.name for schema in schemas if any("str" in str(argument.type) for argument in schema.arguments))

@@ -14,6 +14,7 @@ from models.networks.split_layers import C2PSA, C2f, C3k, Pair
 from utils.errors import UserError, unknown
 
 BACKBONE_NORM_EPS, BACKBONE_NORM_MOMENTUM = 1e-3, 0.03  # YOLOv5's; its classification head keeps torch's defaults
+MOST_LAYERS, LARGEST = 1_000, 1 << 16  # repeats of a line; any other number in it
 NUM_CLASSES_WORDS = ("num_classes", "nc")
 
 
@@ -200,7 +201,10 @@ def build_yolo(definition: dict[str, Any], num_classes: int, channels: int = 3, 
     for i, row in enumerate(rows):
         source, repeats, kind, args = _checked_row(i, row, widths)
         args = [num_classes if argument in NUM_CLASSES_WORDS else argument for argument in args]
-        repeats = max(round(repeats * depth), 1) if repeats > 1 else repeats
+        repeats = max(round(min(repeats * depth, 2 * MOST_LAYERS)), 1) if repeats > 1 else repeats
+        if repeats > MOST_LAYERS or any(isinstance(value, int | float) and not abs(value) <= LARGEST for value in args):
+            limits = f"at most {MOST_LAYERS:,} repeats, numbers up to {LARGEST:,}"
+            raise UserError(f"layer {i} ({kind}) of the model definition is too large: {limits}")
         c_in, chain = [widths[j] for j in source], []
         try:
             for _ in range(1 if kind in REPEATED_INSIDE else repeats):

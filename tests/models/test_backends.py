@@ -14,6 +14,7 @@ from torch import nn
 
 from models.backends import open_backend
 from models.backends.metadata import KEY, TORCHSCRIPT_FILE, Metadata
+from models.backends.torchscript_runtime import is_harmless, refuse_file_access
 from tests.conftest import CLASSES
 from utils.errors import UserError
 from utils.spec import ModelSpec
@@ -302,14 +303,81 @@ class Saving(nn.Module):
         return x.mean((2, 3))
 
 
+class Reading(nn.Module):
+    """Uses what torchvision registers."""
+
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, x):
+        return torch.ops.image.read_file(self.victim).float()[None] + x.mean()
+
+
+class Loading(nn.Module):
+    """Runs while it is loaded."""
+
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.victim, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.victim = state[0]
+        self.training = state[1]
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("kind", [Hostile, Saving])
-def test_a_torchscript_file_that_would_write_files_is_refused(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "used"), [(Hostile, "torch.from_file"), (Saving, "torch.save"), (Reading, "ops.image.read_file"), (Loading, "__setstate__")]
+)
+def test_a_torchscript_file_that_could_do_more_than_compute_is_refused(tmp_path, kind, used):
+    import torchvision  # noqa: F401 - registers image.read_file
+
     victim = tmp_path / "victim"
     torch.jit.script(kind(str(victim))).save(str(tmp_path / "a.torchscript"))
-    with pytest.raises(UserError, match=r"is refused: its code uses (from_file|save)"):
+    with pytest.raises(UserError, match=rf"is refused: its code uses {used}"):
         open_backend(str(tmp_path / "a.torchscript"), CPU, imgsz=8)
     assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "harmless"),
+    [
+        ("aten", "conv2d", True),
+        ("aten", "gelu", True),
+        ("prim", "NumToTensor", True),
+        ("aten", "from_file", False),
+        ("aten", "save", False),
+        ("aten", "classes", False),
+        ("image", "decode_image", False),
+        ("profiler", "_record_function_enter", False),
+    ],
+)
+def test_what_a_torchscript_file_may_call(namespace, name, harmless):
+    assert is_harmless(namespace, name) == harmless
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_the_code_is_read_as_torch_reads_it(tmp_path):
+    """Python's zipfile takes the directory that lies right before the end record, torch the one that the record names."""
+    good, evil = tmp_path / "good.torchscript", tmp_path / "evil.torchscript"
+    torch.jit.script(nn.AdaptiveAvgPool2d(1)).save(str(good))
+    torch.jit.script(Hostile("x")).save(str(evil))
+    data = evil.read_bytes()
+    begin, end = data.index(b"PK\1\2"), data.index(b"PK\6\6")
+    (tmp_path / "both.torchscript").write_bytes(data[:end] + data[begin:end] + data[end:])
+    for path in (evil, tmp_path / "both.torchscript"):
+        with pytest.raises(UserError):
+            refuse_file_access(path)
+    refuse_file_access(good)
 
 
 def test_openvino_folders_with_and_without_metadata(tmp_path):

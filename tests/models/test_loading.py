@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import math
 import os
 import pickle
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -430,3 +432,24 @@ def test_a_refused_file_is_closed(tmp_path):
         load_classifier(path)
     still_open = [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(path)]
     assert (still_open, refusal.value is None) == ([], False)  # closed while the error is still held
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([-1, 10**9, "Conv", [8, 3, 2]], "layer 0 (Conv) of the model definition is too large: at most 1,000 repeats"),
+        ([-1, 1, "Conv", [10**9, 3, 2]], "numbers up to 65,536"),
+        ([-1, 1, "Conv", [8, 10**9, 2]], "numbers up to 65,536"),
+        ([-1, 1, "Conv", [math.inf, 3, 2]], "numbers up to 65,536"),
+        ([-1, 1000, "Conv", [2000, 1, 1]], "it describes a network of 4,0"),
+    ],
+)
+def test_a_small_file_can_not_ask_for_a_large_network(row, words, tmp_path):
+    definition = {"layers": [row, [-1, 1, "Classify", ["num_classes"]]]}
+    spec = ModelSpec("mine", 2, 32).to_dict() | {"definition": definition}
+    save_checkpoint(tmp_path / "x.pt", {"spec": spec, "state_dict": {"model.0.conv.weight": torch.zeros(8, 3, 3, 3)}})
+    begin = time.perf_counter()
+    with pytest.raises(UserError) as refusal:
+        load_classifier(tmp_path / "x.pt")
+    assert words in str(refusal.value)
+    assert time.perf_counter() - begin < 20
