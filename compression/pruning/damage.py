@@ -22,6 +22,7 @@ from utils.modes import eval_mode
 PROBED = (0.8, 0.6, 0.4, 0.2)  # shares of an entry's channels at which its damage is measured
 FURTHER = (0.1, 0.05)  # and at these too, as long as it is not SEVERE
 SEVERE = 0.1  # nats
+WORTHLESS = 10.0  # nats, at no channels: what lies below the least width that was measured is not taken for cheap
 STEPS = 64  # widths, at most, at which the readers' errors are known
 EVENLY = 1e-9  # added to the error at each of them: where no reader loses anything, or none is known, damage grows evenly
 
@@ -129,7 +130,7 @@ def _at_nothing(points: Sequence[tuple[float, float]]) -> float:
     (last, damage), slope = points[-1], 0.0
     if len(points) > 1:
         slope = (points[-1][1] - points[-2][1]) / max(points[-2][0] - points[-1][0], 1e-9)
-    return 2 * damage + last * slope + 1e-6
+    return max(2 * damage + last * slope, WORTHLESS)
 
 
 def _convex(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:

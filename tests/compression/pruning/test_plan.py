@@ -574,6 +574,7 @@ def test_what_does_no_damage_at_a_fifth_is_measured_further_down():
     assert damage(place, 0.2) < damage_module.SEVERE
     one = mask_all_but_one(s, calibration, moments)
     assert damage(place, 1 / 160) >= min(one, damage_module.SEVERE) * 0.99
+    assert damage(place, 1 / 160) > damage(place, 8 / 160) + 1  # the least width that is measured: below it nothing is cheap
 
 
 def test_damage_grows_from_nothing_where_no_reader_tells():
