@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+BLOCK = 128  # rows that are made orthogonal to each other: the work of a whole matrix grows with the cube of its rows
 RMS = 0.2  # of a step of AdamW, about: so both kinds of parameters take one rate
 
 
@@ -18,8 +19,8 @@ class Muon(Optimizer):
     """Momentum whose steps are made orthogonal (kellerjordan.github.io/posts/muon), as large as AdamW's (arXiv:2502.16982).
 
     A weight of two or more dimensions is a matrix, [outputs, the rest]. Its step is Nesterov's momentum with all singular
-    values brought to about 1, times ``0.2 * sqrt(max(rows, columns))``. All other parameters are trained by AdamW. Weight
-    decay is decoupled.
+    values brought to about 1, in blocks of ``BLOCK`` rows (or columns, where there are fewer), times ``0.2 * sqrt(max(rows,
+    columns))``. All other parameters are trained by AdamW. Weight decay is decoupled.
 
     Args:
         params: parameters or groups.
@@ -66,7 +67,7 @@ class Muon(Optimizer):
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         steps = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
-        return [orthogonalised(step.flatten(1)).mul_(RMS * max(step.flatten(1).shape) ** 0.5).view_as(step) for step in steps]
+        return [_in_blocks(step.flatten(1)).mul_(RMS * max(step.flatten(1).shape) ** 0.5).view_as(step) for step in steps]
 
     def _adaptive(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         for parameter in parameters:
@@ -84,6 +85,13 @@ class Muon(Optimizer):
             taken = float(state["step"])
             changes.append(mean / (1 - first**taken) / ((square / (1 - second**taken)).sqrt() + group["eps"]))
         return changes
+
+
+def _in_blocks(matrix: Tensor) -> Tensor:
+    """Make the blocks of a matrix orthogonal, each for itself."""
+    dim = 0 if matrix.shape[0] <= matrix.shape[1] else 1
+    blocks = matrix.split(BLOCK, dim)
+    return orthogonalised(matrix) if len(blocks) == 1 else torch.cat([orthogonalised(block) for block in blocks], dim)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
