@@ -63,7 +63,7 @@ def test_help_shows_the_choices_of_closed_sets():
     ):
         assert f"  {words}" in text
     assert "--allocation {uniform,sensitivity}" in make_parser(prune.PruneArguments, "").format_help()
-    assert "--include {onnx,openvino,torchscript} ..." in make_parser(export.ExportArguments, "").format_help()
+    assert "--include {onnx,openvino,torchscript,safetensors} ..." in make_parser(export.ExportArguments, "").format_help()
     assert "--split {train,val,test}" in make_parser(val.ValArguments, "").format_help()
 
 
@@ -80,7 +80,11 @@ def test_help_shows_the_choices_of_closed_sets():
         ("train.py", "--val_fraction much", "--val-fraction is 'much'; it must be a number"),
         ("train.py", "yolov5n-cls", "'yolov5n-cls' follows no flag"),
         ("prune.py", "--criterion ranks", "--criterion is 'ranks'. Did you mean 'rank'? Valid: rank, effective_rank"),
-        ("export.py", "--include onnx openwino", "--include is 'openwino'. Did you mean 'openvino'? Valid: onnx, openvino, torchscript"),
+        (
+            "export.py",
+            "--include onnx openwino",
+            "--include is 'openwino'. Did you mean 'openvino'? Valid: onnx, openvino, torchscript, safetensors",
+        ),
         ("val.py", "--split valid", "--split is 'valid'. Did you mean 'val'? Valid: train, val, test"),
     ],
 )

@@ -215,7 +215,6 @@ def test_openvino_files_in_every_precision(tmp_path, photos):
         assert bool(audit.int8) == (precision == "int8")
 
 
-@pytest.mark.parametrize("baked", [False, True])
 @pytest.mark.parametrize(("half", "named"), [(False, True), (True, True), (False, False)])
 def test_safetensors_hold_a_narrow_network_with_its_specification(half, named, tmp_path):
     pytest.importorskip("safetensors")
@@ -232,6 +231,7 @@ def test_safetensors_hold_a_narrow_network_with_its_specification(half, named, t
     assert torch.allclose(backend.logits(images), expected, rtol=2e-2 if half else 1e-6, atol=2e-2 if half else 1e-6)
 
 
+@pytest.mark.parametrize("baked", [False, True])
 def test_half_computes_in_fp16_between_float_ends(baked):
     spec = ModelSpec("tiny", 2, 8)
     network = Tiny().eval()
