@@ -28,14 +28,14 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 conv to ``c_hidden``, 3x3 conv to ``c_out``, plus the input if ``add``.
+    """Conv to ``c_hidden`` with a kernel of ``first``, 3x3 conv to ``c_out``, plus the input if ``add``.
 
     ``add`` is stored, never inferred from the widths: if they do not match, the network must fail, not drop the shortcut.
     """
 
-    def __init__(self, c_in: int, c_hidden: int, c_out: int, add: bool) -> None:
+    def __init__(self, c_in: int, c_hidden: int, c_out: int, add: bool, first: int = 1) -> None:
         super().__init__()
-        self.cv1 = Conv(c_in, c_hidden, 1)
+        self.cv1 = Conv(c_in, c_hidden, first)
         self.cv2 = Conv(c_hidden, c_out, 3)
         self.add = add
 

@@ -10,23 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.networks.layers import C3, Conv
+from models.networks.layers import C3, Bottleneck, Conv
 
 HEAD_CHANNELS = 64  # of an attention head's values; keys and queries have half as many
 
 
-class Pair(nn.Module):
+class Pair(Bottleneck):
     """Two 3x3 convs, plus the input if ``add``: the bottleneck of YOLOv8."""
 
     def __init__(self, c: int, c_hidden: int, add: bool) -> None:
-        super().__init__()
-        self.cv1 = Conv(c, c_hidden, 3)
-        self.cv2 = Conv(c_hidden, c, 3)
-        self.add = add
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.cv2(self.cv1(x))
-        return x + y if self.add else y
+        super().__init__(c, c_hidden, c, add, first=3)
 
 
 class C3k(C3):
