@@ -102,6 +102,32 @@ def test_a_network_that_nobody_registered(wrapper, tmp_path):
     assert rankcut.load(small.export("torchscript", tmp_path)).predict(DIGIT)[0][0] == small.predict(DIGIT)[0][0]
 
 
+class Flattening(nn.Module):
+    """A network that takes a view of its last feature map, which must be contiguous."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(channels, 10, 5), nn.Conv2d(10, 20, 5), nn.Linear(80, 10)
+
+    def forward(self, images):
+        hidden = torch.max_pool2d(self.stem(images).relu(), 2)
+        return self.head(torch.max_pool2d(self.body(hidden).relu(), 2).view(-1, 80))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_that_needs_contiguous_tensors_goes_all_the_way(channels, tmp_path):
+    def build():
+        return Flattening(channels)
+
+    dense = rankcut.wrap(build(), CLASSES, imgsz=20, channels=channels).finetune("digits", epochs=1, workers=0)
+    small = dense.prune("digits", macs=0.5, **QUICK).finetune("digits", epochs=1, workers=0)  # with the dense one as teacher
+    assert small.network.body.weight.shape[1] < 10
+    again = rankcut.load(small.save(tmp_path / "own.pt"), network=build)
+    assert again.validate("digits", workers=0).top1 == small.results["top1"]
+    shipped = rankcut.load(small.export("onnx", tmp_path))
+    assert dict(shipped.predict(DIGIT)[0:5]) == pytest.approx(dict(small.predict(DIGIT)[0:5]), abs=1e-4)
+
+
 @pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
 def test_norms_of_weights_are_folded_and_then_cut(norm, tmp_path):
     def build():

@@ -172,6 +172,8 @@ def parse(arguments: type[Arguments], description: str | None, argv: Sequence[st
     given = vars(make_parser(arguments, description).parse_args(argv))
     if given.get("seed", 0) >= 2**63:
         raise UserError(f"seed is {given['seed']}; it must be below 2^63")
+    if "max_pixels" in given:
+        check_at_least(SimpleNamespace(**given), max_pixels=1)
     return from_record(arguments, given), set(given)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.loading import LoadedClassifier
 from utils.errors import UserError
+from utils.loop.memory_format import channels_last
 from utils.loop.precision import Precision
 from utils.spec import ModelSpec
 
@@ -45,7 +46,7 @@ class Teacher:
         self.affine: tuple[Tensor, Tensor] | None = None
         if self.spec is not None and student is not None:
             self._adapt(self.spec, student)
-        self.model = model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(model.requires_grad_(False).eval().to(device))
         self.device = next(self.model.parameters(), torch.zeros((), device=device)).device
         self.order = None if self.order is None else self.order.to(self.device)
         self.affine = None if self.affine is None else (self.affine[0].to(self.device), self.affine[1].to(self.device))

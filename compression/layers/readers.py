@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls
+from compression.layers.pieces import in_pieces
 from compression.layers.samples import LayerSamples, layer_samples, positions_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from compression.tracing.record import owned_tensors
 from utils.modes import eval_mode
 
 DAMPING = 1e-2  # of the covariance's mean diagonal, added to it
+SEEDS = 1 << 20  # apart: more than a forward pass has calls
 LARGEST = 6144  # inputs of an output: no covariance of more is inverted
 
 
@@ -124,12 +126,12 @@ def measure_readers(
     """
     names = {member.tensor for group in graph.prunable for member in group.readers}
     wanted = {key: name for key, (name, _) in owned_tensors(model).items() if name in names}
-    reading, device = _Reading(wanted, positions_for(images), seed), next(model.parameters()).device
+    reading = _Reading(wanted, positions_for(images), seed)
     with eval_mode(model):
-        for inputs in batches:
-            reading.number = 0
+        for number, piece in (numbered for batch in batches for numbered in enumerate(in_pieces(batch, model))):
+            reading.number, reading.seed = 0, seed + number * SEEDS  # the pieces of a batch are sampled at other positions each
             with reading:
-                model(inputs.to(device))
+                model(piece)
     return reading.moments
 
 

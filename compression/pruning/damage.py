@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compression.layers.calls import find_layer_calls
+from compression.layers.pieces import in_pieces
 from compression.layers.readers import InputMoments, Reader, readers_of
 from compression.layers.replay import Replay
 from compression.pruning.allocation import Damage
@@ -89,9 +90,8 @@ class _Bench:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, calibration: Calibration) -> None:
         self.model, self.graph = model, graph
-        device = next(model.parameters()).device
         self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        batches = [inputs.to(device) for inputs, _ in calibration.batches()]
+        batches = [piece for inputs, _ in calibration.batches() for piece in in_pieces(inputs, model)]
         with eval_mode(model):
             self.norms = {call.weight: call.norm for call in find_layer_calls(model, batches[0][:2]).values()}
             self.replay = Replay(model, batches)

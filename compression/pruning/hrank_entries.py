@@ -9,6 +9,7 @@ from models.networks.mobilenet import STAGES
 from models.networks.resnet import CIFAR_DEPTHS
 
 Layout = list[tuple[str, ...]]
+NAMESAKES = {"googlenet": "googlenet-cifar", "mobilenet_v2": "mobilenet-v2-hrank"}  # torchvision's -> HRank's of the same name
 ANY_RATE = ""  # in place of a convolution whose rate HRank does not read
 
 

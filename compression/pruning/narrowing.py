@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compression.pruning.hrank_entries import convolutions_of
 from compression.pruning.plan import PruningPlan, entries_of, make_plan, widths_of_rates
 from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut, prove_channels, prove_outputs
@@ -52,7 +51,7 @@ def build_narrow(spec: ModelSpec, compress_rate: str) -> NarrowNetwork:
     dense = build(spec)
     graph = trace(dense, example_input(dense, spec))
     entries = entries_of(graph, spec.name)
-    widths = widths_of_rates(entries, compress_rate, convolutions_of(spec.name))
+    widths = widths_of_rates(entries, compress_rate, spec.name)
     definition = definition_of(spec)
     plan = make_plan(graph, widths, {group.name: range(group.size) for group in graph.groups})
     cut = deepcopy(dense)

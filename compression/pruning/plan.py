@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from compression.pruning.hrank_entries import ANY_RATE, HRANK_ARRIVING, HRANK_ENTRIES
+from compression.pruning.hrank_entries import ANY_RATE, HRANK_ARRIVING, HRANK_ENTRIES, NAMESAKES, convolutions_of
 from compression.pruning.rates import format_rates, kept_channels, parse_rates, rate_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
 from utils.errors import UserError
@@ -130,23 +130,24 @@ def entries_of(graph: ChannelGraph, model_name: str) -> list[Entry]:
     return [Entry(groups(modules), groups(arriving.get(i, ()))) for i, modules in enumerate(layout)]
 
 
-def widths_of_rates(entries: Sequence[Entry], compress_rate: str, convolutions: Sequence[str] = ()) -> dict[str, int]:
+def widths_of_rates(entries: Sequence[Entry], compress_rate: str, model_name: str = "") -> dict[str, int]:
     """Return the units that each group keeps at a compress_rate; ``rates_of_widths`` is the inverse.
 
     Args:
         entries: of the network.
         compress_rate: a rate an entry; or one a convolution, as HRank counts, where that means the same.
-        convolutions: the modules that HRank counts, see ``hrank_entries``.
+        model_name: the network's, for what HRank says of it.
 
     Raises:
         UserError: it is malformed, has another number of rates than there are entries, or would cut what must stay.
     """
-    parsed = parse_rates(compress_rate)
+    parsed, convolutions = parse_rates(compress_rate), convolutions_of(model_name)
     rates = [parsed] * len(entries) if isinstance(parsed, Decimal) else parsed
     if len(rates) == len(convolutions) != len(entries):
         rates = _by_entry(entries, dict(zip(convolutions, rates, strict=True)))
     if len(rates) != len(entries):
         also = f"; these are HRank+'s entries, and HRank's {len(convolutions)}, one a convolution, are taken too" if convolutions else ""
+        also += f"; rates of HRank's are for {NAMESAKES[model_name]}, its network of that name" if model_name in NAMESAKES else ""
         raise UserError(
             f"compress_rate has {len(rates)} entries, this network takes {len(entries)}:\n{entry_table(entries)}\n"
             f"one number stands for all; '*' repeats a rate{also}"

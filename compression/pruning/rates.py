@@ -105,8 +105,8 @@ def _rate(text: str, place: int) -> tuple[Decimal, int]:
     match = _NUMBER.match(text, place)
     if not match:
         raise _wrong(text, place, "expected a rate")
-    rate = Decimal(match[0])
-    if not 0 <= rate < 1:
+    rate, typed_on = Decimal(match[0]), text[match.end() : match.end() + 1]
+    if not 0 <= rate < 1 and not typed_on.isalpha():  # of "1e-", that the exponent is missing is said
         raise _wrong(text, place, f"the rate {match[0]} is the share that goes; it must lie in [0, 1)")
     return rate, match.end()
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls, LayerCall, find_layer_calls
 from compression.layers.moments import Moments
+from compression.layers.pieces import in_pieces
 from compression.layers.samples import LayerSamples, layer_samples, positions_for, sampled
 from compression.tracing.graph import ChannelGraph, Keep
 from utils.modes import eval_mode
@@ -31,7 +32,6 @@ NEGLIGIBLE = 1e-9  # of the variance: an error that only comes from rounding
 SMALLEST_SCALE = 1e-2  # of a norm's largest scale: a channel below it does not show what is added to it
 LARGEST_SYSTEM = 10_000  # inputs of an output: a layer of more keeps its weights (a Gram matrix of 25,088 takes 5 GB)
 LARGEST_TENSOR = 1 << 30  # bytes: all images pass through the narrow network at once
-DENSE_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def refit_(narrow: nn.Module, dense: nn.Module, graph: ChannelGraph, keep: Keep,
         inputs = inputs[: max(LARGEST_TENSOR // _largest_tensor(dense, inputs[:1]), HELD_OUT)]
         plan = _Plan(calls, _kept_outputs(graph, keep), len(inputs), seed)
         targets = _Targets(plan)
-        for batch in inputs.split(DENSE_BATCH):
+        for piece in in_pieces(inputs, dense):
             with targets:
-                dense(batch)
-            targets.next_batch(len(batch))
+                dense(piece)
+            targets.next_batch(len(piece))
         with _Refitter(plan, targets, narrow) as refitter:
             narrow(inputs)
     return Refit(len(inputs), refitter.layers, time.perf_counter() - begin)

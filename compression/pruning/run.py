@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compression.layers.pieces import images_of_a_piece
 from compression.pruning.allocation import Budget, allocate
 from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.costs import macs_cost
@@ -171,7 +172,8 @@ class _Bench:
 
     def top1(self, backend: TorchBackend) -> float:
         """Return the accuracy on the validation split."""
-        batch_size, workers = 4 * self.arguments.batch_size, self.arguments.workers
+        batch_size = min(2 * self.arguments.batch_size, images_of_a_piece(backend.spec.size))
+        workers = self.arguments.workers
         return measure(backend, self.data, "val", batch_size, workers, self.device).evaluation.top1
 
     def compare(self, before: TorchBackend, after: TorchBackend, top1: float) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from compression.pruning.allocation import Budget, Damage, allocate
 from compression.pruning.arguments import PruneArguments
 from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import PROBED, measure_damage
-from compression.pruning.hrank_entries import convolutions_of
 from compression.pruning.plan import PruningPlan, make_plan, rates_of_widths, widths_of_rates
 from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.calibration import Calibration
@@ -28,7 +27,7 @@ def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifie
         UserError: the rates do not fit the network, or the budget can't be reached.
     """
     if arguments.compress_rate:
-        widths = widths_of_rates(classifier.entries, arguments.compress_rate, convolutions_of(classifier.spec.name))
+        widths = widths_of_rates(classifier.entries, arguments.compress_rate, classifier.spec.name)
         return {group.name: widths[group.name] for entry in classifier.cuttable for group in entry}
     if arguments.measures_damage or (arguments.macs is None and arguments.params is None):
         return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from compression.tracing.graph import ChannelGraph
+from compression.tracing.graph import ChannelGraph, ChannelGroup, Member
 
 
 def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str, by_leader: bool = False, least: int = 1) -> dict[str, set[int]]:
@@ -18,26 +18,39 @@ def dead_units(graph: ChannelGraph, alive: Mapping[str, Tensor], role: str, by_l
         alive: which elements of each tensor are not zero.
         role: "producer": all weights that make the unit are zero; "reader": all that read it are.
         by_leader: only the first of these weights is asked; what the others carry goes with it.
-        least: so many units are left out at least.
+        least: so many units are left out at least, first those of which most elements are not zero.
     """
     gathers = {route.buffer for route in graph.routes}  # they hold positions, not weights
     members = {group.name: [m for m in group.members if m.role == role and m.tensor not in gathers] for group in graph.prunable}
+    carried = {group.name: _carried(group, members[group.name], alive) for group in graph.prunable}
     if by_leader:
         members = {name: [m for m in found if m.tensor == found[0].tensor] for name, found in members.items()}
     living = {group.name: torch.full((group.size,), not members[group.name], dtype=torch.bool) for group in graph.prunable}
     for name, found in members.items():
         for member in found:
-            rows = alive[member.tensor].cpu().movedim(member.dim, 0).unsqueeze(-1).flatten(1).any(1)
-            living[name][member.units[rows[member.positions]]] = True
+            living[name][member.units[_of_units(member, alive).bool()]] = True
     _revive_through_routes(graph, living, role)
     dead = {}
     for group in graph.prunable:
         gone = set((~living[group.name]).nonzero().flatten().tolist()) - group.fixed
-        for unit in sorted(gone)[: max(least - (group.size - len(gone)), 0)]:
-            gone.discard(unit)
+        strongest = sorted(gone, key=lambda unit: (-carried[group.name][unit], unit))
+        gone -= set(strongest[: max(least - (group.size - len(gone)), 0)])
         if gone:
             dead[group.name] = gone
     return dead
+
+
+def _carried(group: ChannelGroup, members: Sequence[Member], alive: Mapping[str, Tensor]) -> list[int]:
+    """Return how many elements of these weights are alive, for each unit."""
+    counts = torch.zeros(group.size, dtype=torch.long)
+    for member in members:
+        counts.index_add_(0, torch.as_tensor(member.units), _of_units(member, alive))
+    return counts.tolist()
+
+
+def _of_units(member: Member, alive: Mapping[str, Tensor]) -> Tensor:
+    """Return how many elements of a weight are alive, for each of the units that it has."""
+    return alive[member.tensor].cpu().movedim(member.dim, 0).unsqueeze(-1).flatten(1).sum(1)[member.positions]
 
 
 def _revive_through_routes(graph: ChannelGraph, living: dict[str, Tensor], role: str) -> None:

@@ -32,6 +32,7 @@ from utils.files.yaml_files import write_yaml
 from utils.loop.ema import EMA
 from utils.loop.engine import Run, classifier, evaluate, fit, train_epoch
 from utils.loop.hooks import Hook
+from utils.loop.memory_format import channels_last
 from utils.loop.norms import FrozenNorms, NormWarmup, batch_norms
 from utils.loop.optim import LearningRate, make_optimizer
 from utils.loop.precision import Precision, zero_idle_gradients_
@@ -104,9 +105,8 @@ class ClassifierCompressor:
         return self.run.spec
 
     def _on_device(self, model: nn.Module) -> nn.Module:
-        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        synchronised = distributed.world_size() > 1 and self.arguments.sync_bn
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model
+        model = channels_last(model.to(self.device))
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model) if distributed.world_size() > 1 and self.arguments.sync_bn else model
 
     def _make_run(self, network: Network, schedule: Schedule | None) -> Run:
         arguments, recipe = self.arguments, self.recipe

@@ -16,6 +16,7 @@ from models.backends.torchscript_runtime import TorchScriptRuntime
 from models.loading import LoadedClassifier, load_classifier
 from utils.errors import UserError
 from utils.loop.engine import classifier
+from utils.loop.memory_format import channels_last
 from utils.loop.precision import Precision
 from utils.spec import ImageSize, ModelSpec
 
@@ -55,7 +56,7 @@ class TorchBackend:
         self.spec = loaded.spec if imgsz is None else loaded.spec.with_(imgsz=imgsz)
         self.notes, self.named = loaded.notes, loaded.named
         self.record = loaded.checkpoint.get("arguments", {})
-        self.model = loaded.model.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = channels_last(loaded.model.eval().to(device))
         self.classify = classifier(self.model, self.spec, Precision.choose(device, half))
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.networks import own
@@ -20,6 +21,7 @@ from models.networks.vgg import CifarVGG
 from models.networks.yolo import build_yolo, rows_of, scaled
 from utils.errors import UserError, unknown
 from utils.files.yaml_files import read_yaml
+from utils.loop.memory_format import keep_contiguous_
 from utils.spec import ModelSpec
 
 Builder = Callable[[int, int], nn.Module]  # (num_classes, channels) -> network
@@ -115,6 +117,7 @@ def build(spec: ModelSpec) -> nn.Module:
         model = ARCHITECTURES[spec.name](spec.num_classes, spec.channels)
     elif spec.name.startswith(own.PREFIX):
         model = own.build(spec.name)
+        keep_contiguous_(model, torch.zeros(1, spec.channels, *spec.size))
     else:
         from models.networks import external
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from models.networks import build
 from tests.conftest import ROOT
@@ -50,6 +51,28 @@ def test_batches_do_not_change_what_is_predicted(script, tmp_path, batch_size):
     for left, right in zip(a, b, strict=True):
         assert [n for n, _ in left["topk"]] == [n for n, _ in right["topk"]]
         assert [p for _, p in left["topk"]] == pytest.approx([p for _, p in right["topk"]], abs=1e-4)
+
+
+def test_a_heic_photo_is_predicted_as_the_same_pixels_in_a_png(script, tmp_path):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    (tmp_path / "in").mkdir()
+    for path in DIGITS[:3]:
+        with Image.open(path) as image:
+            image.convert("RGB").resize((64, 64)).save(tmp_path / f"in/{path.stem}.heic", "HEIF", quality=90)
+        with Image.open(tmp_path / f"in/{path.stem}.heic") as photo:
+            photo.save(tmp_path / f"in/{path.stem}.png")
+    done = script("predict.py", "--source", tmp_path / "in", "--nosave", "--save-json")
+    assert done.code == 0, done.err
+    entries = json.loads((tmp_path / "runs/predict/exp/predictions.json").read_text())
+    assert [entry["path"].rsplit(".")[-1] for entry in entries] == ["heic", "png"] * 3
+    for photo, png in zip(entries[::2], entries[1::2], strict=True):
+        assert photo["topk"] == png["topk"]
+
+
+@pytest.mark.parametrize("script_name", ["predict.py", "train.py", "prune.py", "export.py", "val.py"])
+def test_a_limit_of_no_pixels_is_refused(script_name, script):
+    done = script(script_name, "--max-pixels", 0)
+    assert (done.code, done.err.strip()) == (2, f"{script_name}: error: max-pixels is 0; it must be at least 1")
 
 
 def test_folders_are_mirrored_and_equal_names_do_not_overwrite(script, tmp_path):

@@ -23,7 +23,7 @@ DOREFA = "quantizers:\n  few: {class: DorefaQuantizer, bits_weights: 2}\n"
 
 def test_flags_say_what_a_file_says(tmp_path):
     by_flags = TrainArguments(
-        quantize_eval=True, qe_mode="asym_s", qe_bits_wts=4, qe_bits_accum=20, qe_clip_acts="avg", qe_per_channel=True
+        quantize_eval=True, qe_mode="ASYM_S", qe_bits_wts=4, qe_bits_accum=20, qe_clip_acts="AVG", qe_per_channel=True
     )
     values = {"mode": "asym_s", "bits_parameters": 4, "bits_accum": 20, "clip_acts": "avg", "per_channel_wts": True}
     content = {"quantizers": {"after": {"class": "PostTrainLinearQuantizer", **values}}}
@@ -73,6 +73,7 @@ def test_a_network_is_quantized_measured_and_saved_with_its_ranges(script, tmp_p
     assert f"after:  top-1 {top1:.2%}" in done.out
     again = script("train.py", *QUANTIZE, "--qe-stats-file", tmp_path / "runs/train/one/calibration.yaml", "--name", "two")
     assert again.code == 0, again.err
+    assert f"20 layers quantized, ranges by {tmp_path}/runs/train/one/calibration.yaml\n" in again.out
     other = load_classifier(str(tmp_path / "runs/train/two/weights/quantized.pt"), None).model
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 

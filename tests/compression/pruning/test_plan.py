@@ -103,26 +103,26 @@ def test_hranks_grammar_of_a_rate_a_convolution_is_taken_where_it_means_the_same
     # stem 0; stage 1: hidden 0.4, outputs 0.15; stage 2 alike; stage 3: hidden 0.4, outputs whole
     theirs = "[0.]+" + "+".join(["[0.4]+[0.15]"] * 18) + "+" + "+".join(["[0.4]+[0.]"] * 9)
     assert (len(names), len(entries)) == (55, 30)
-    assert widths_of_rates(entries, theirs, names) == widths_of_rates(entries, "[0.]+[0.15]*2+[0.4]*27")
+    assert widths_of_rates(entries, theirs, "resnet56") == widths_of_rates(entries, "[0.]+[0.15]*2+[0.4]*27")
     with pytest.raises(UserError, match=r"those of tied channels differ \(layer1.0.conv2 0.6, layer1.1.conv2 0.1"):
-        widths_of_rates(entries, "[0.]*2+[0.6]+[0.]+[0.1]+[0.]*50", names)
+        widths_of_rates(entries, "[0.]*2+[0.6]+[0.]+[0.1]+[0.]*50", "resnet56")
     with pytest.raises(UserError, match=r"layer3.8.conv2 has the rate 0.1, but here it stays whole: this network takes 30 entries"):
-        widths_of_rates(entries, "[0.]*54+[0.1]", names)
+        widths_of_rates(entries, "[0.]*54+[0.1]", "resnet56")
     with pytest.raises(UserError, match=r"has 4 entries, this network takes 30:[^$]*HRank's 55, one a convolution, are taken too"):
-        widths_of_rates(entries, "[0.]*4", names)
+        widths_of_rates(entries, "[0.]*4", "resnet56")
 
 
 def test_the_rate_that_hrank_does_not_read_may_be_any():
-    entries, names = network("vgg16-cifar", 32).entries, convolutions_of("vgg16-cifar")
-    published = widths_of_rates(entries, "[0.95]+[0.5]*6+[0.9]*4+[0.8]*2", names)
+    entries = network("vgg16-cifar", 32).entries
+    published = widths_of_rates(entries, "[0.95]+[0.5]*6+[0.9]*4+[0.8]*2", "vgg16-cifar")
     assert published == widths_of_rates(entries, "[0.95]+[0.5]*6+[0.9]*4+[0.8]")
 
 
 def test_rates_of_tied_channels_that_differ_are_shown_once_each():
-    entries, names = network("resnet56", 8).entries, convolutions_of("resnet56")
+    entries = network("resnet56", 8).entries
     rates = ["0.", *(rate for i in range(27) for rate in ("0.", "0.2" if i == 8 else "0.6"))]
     with pytest.raises(UserError, match=r"differ \(layer1.0.conv2 0.6, layer1.8.conv2 0.2\), so they can't be cut"):
-        widths_of_rates(entries, "+".join(f"[{rate}]" for rate in rates), names)
+        widths_of_rates(entries, "+".join(f"[{rate}]" for rate in rates), "resnet56")
 
 
 def test_hranks_rates_for_resnet50_are_one_a_convolution():
@@ -136,10 +136,10 @@ def test_hranks_rates_for_resnet50_are_one_a_convolution():
         for block in range(blocks):
             out = "0.1" if stage < 3 else "0."
             theirs += ["0.35", "0.35", out, *([out] if block == 0 else [])]
-    found = widths_of_rates(entries, "+".join(f"[{rate}]" for rate in theirs), names)
+    found = widths_of_rates(entries, "+".join(f"[{rate}]" for rate in theirs), "resnet50")
     assert found == widths_of_rates(entries, "[0.]+[0.1]*3+[0.35]*16")
     with pytest.raises(UserError, match=r"one a convolution as HRank counts; layer4.0.conv3 has the rate 0.45, but here it stays whole"):
-        widths_of_rates(entries, "[0.2]+[0.8]*10+[0.8]*13+[0.55]*19+[0.45]*10", names)
+        widths_of_rates(entries, "[0.2]+[0.8]*10+[0.8]*13+[0.55]*19+[0.45]*10", "resnet50")
 
 
 ENTRIES = {  # entries that HRank+ ignores are for nothing
@@ -262,6 +262,12 @@ def test_a_wrong_number_of_rates_lists_the_entries(text, count):
     assert lines[1].split()[1:] == ["conv1", "(16)"]
     assert lines[30].split()[1:] == ["layer3.8.conv1", "(64)"]
     assert lines[31] == "one number stands for all; '*' repeats a rate"
+
+
+@pytest.mark.parametrize(("name", "entries", "theirs"), [("googlenet", 10, "googlenet-cifar"), ("mobilenet_v2", 8, "mobilenet-v2-hrank")])
+def test_rates_for_hranks_network_of_torchvisions_name_say_which_network_they_are_for(name, entries, theirs):
+    with pytest.raises(UserError, match=f"rates of HRank's are for {theirs}, its network of that name"):
+        widths_of_rates([Entry((group("a", 8),))] * (entries + 9), f"[0.1]*{entries}", name)
 
 
 def group(name, size, fixed=(), reason=""):

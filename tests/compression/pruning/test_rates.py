@@ -29,6 +29,7 @@ def rates(text):
         ("  [ 0.1 ]\t*\n2 + [ .25 ]  ", ["0.1", "0.1", "0.25"]),
         ("[0.5]*1+[0.5]*02", ["0.5", "0.5", "0.5"]),
         ("[00.50]", ["0.50"]),
+        ("[1e-1]+[5e-01]", ["0.1", "0.5"]),
     ],
 )
 def test_what_the_grammar_takes(text, expected):
@@ -81,6 +82,8 @@ def test_a_bare_number_is_one_rate_for_all(text, rate):
         ("0.1]", 3, "a bare number stands alone"),
         ("[1e1]", 1, "the rate 1e1 is"),
         ("[1e-1000]", 7, "expected ']'"),
+        ("[1e-]", 2, "expected ']'"),
+        ("[0.5]*100000+[0.1]", 18, "more than 100,000 entries"),
         ("[0.1e]", 4, "expected ']'"),
         ("[0.1%]", 4, "expected ']'"),
         ("[nan]", 1, "expected a rate"),

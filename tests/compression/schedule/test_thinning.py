@@ -337,7 +337,7 @@ def emptied():
 
 @pytest.mark.parametrize(
     ("arguments", "left"),
-    [({}, [0, 1, 3, 4, 5]), ({"decides": "leader"}, [0, 3, 5]), ({"decides": "leader", "min_channels": 5}, [0, 1, 2, 3, 5])],
+    [({}, [0, 1, 3, 4, 5]), ({"decides": "leader"}, [0, 3, 5]), ({"decides": "leader", "min_channels": 5}, [0, 1, 3, 4, 5])],
 )
 def test_all_weights_of_a_group_decide_or_the_leader_and_so_many_stay(arguments, left):
     model = emptied()

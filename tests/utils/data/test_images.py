@@ -176,6 +176,25 @@ def test_exif_orientation_is_applied(orientation, corner, min_side, channels):
     assert max((halves[r][c].mean(), (r, c)) for r in (0, 1) for c in (0, 1))[1] == corner
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_palettes_and_cmyk_show_the_colours_of_eight_bit_rgb(channels):
+    eight = np.zeros((16, 16, 3), np.uint8)
+    eight[:8], eight[8:, :8], eight[8:, 8:] = (200, 30, 60), (10, 120, 90), (255, 255, 255)
+    plain = decode(encode(eight, ".png"), channels)
+    sixteen = encode(eight.astype(np.uint16) * 257, ".png")
+    assert np.abs(decode(sixteen, channels).astype(int) - plain).max() <= (channels == 1)  # luma may be rounded before or after
+
+    def saved(image, form, **options):
+        file = io.BytesIO()
+        image.save(file, form, **options)
+        return file.getvalue()
+
+    colours = Pillow.fromarray(eight)
+    assert np.array_equal(decode(saved(colours.quantize(3), "PNG"), channels), plain)
+    cmyk = decode(saved(colours.convert("CMYK"), "JPEG", quality=100, subsampling=0), channels)
+    assert np.abs(cmyk.astype(int) - plain)[[2, 12, 12], [2, 3, 12]].max() <= 4  # JPEG is lossy
+
+
 def test_as_channels_repeats_grey_and_mixes_rgb():
     assert as_channels(np.full((2, 2), 9, np.uint8), 1).tolist() == [[[9], [9]], [[9], [9]]]
     assert as_channels(np.full((1, 1, 1), 9, np.uint8), 3).tolist() == [[[9, 9, 9]]]
