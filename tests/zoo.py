@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from models.networks.attention import HeadsAttention
 from models.networks.resnet import PadShortcut
 
 ZOO: dict[str, type[nn.Module]] = {}
@@ -467,6 +468,98 @@ class HandAttention(nn.Module):
         y = ((q @ k.transpose(-2, -1)) * 0.3).softmax(-1) @ v
         x = x + self.out(y.transpose(1, 2).reshape(b, n, c))
         return self.head((x + self.mlp(x)).mean(1))
+
+
+class Heads(nn.Module):
+    """Attention whose numbers of heads and channels are attributes; subclasses take the products."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = 4, 8, 32
+        self.qkv, self.proj = nn.Linear(16, 96), nn.Linear(32, 16)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self.meet(q, k, v).transpose(1, 2).reshape(b, n, self.attn_dim))
+
+
+class FusedHeads(Heads):
+    def meet(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class BiasedHeads(Heads):
+    """Positions have a bias in each head, from a table, as in Swin; queries and keys are normed within their head."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Parameter(torch.randn(7, 4)), nn.LayerNorm(8)
+        self.register_buffer("index", torch.arange(16).view(4, 4) % 7)
+
+    def meet(self, q, k, v):
+        bias = self.table[self.index.view(-1)].view(4, 4, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+        return ((self.norm(q) @ self.norm(k).transpose(-2, -1)) * 0.3 + bias).softmax(-1) @ v
+
+
+class TalkingHeads(Heads):
+    """The heads are mixed by linear layers before and after the softmax, as in CaiT."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def meet(self, q, k, v):
+        scores = self.before((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).softmax(2)
+        return self.after(scores).permute(0, 3, 1, 2) @ v
+
+
+class CrossCovarianceHeads(Heads):
+    """Channels attend to channels within a head, as in XCiT."""
+
+    def meet(self, q, k, v):
+        return ((k.transpose(-2, -1) @ q).softmax(-1) @ v.transpose(-2, -1)).transpose(-2, -1)
+
+
+class SeparateHeads(Heads):
+    """Queries, keys and values have layers of their own, and einsum takes the products."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.q, self.k, self.v = None, nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(16, 32)
+
+    def forward(self, x):
+        q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q, self.k, self.v))
+        scores = torch.einsum("bihc,bjhc->bhij", q, k).softmax(-1)
+        return self.proj(torch.einsum("bhij,bjhc->bihc", scores, v).flatten(2))
+
+
+class TorchHeads(nn.Module):
+    """torch's own, of which whole heads can go."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = HeadsAttention(16, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def attending(kind):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.n, self.a, self.head = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), kind(), nn.Linear(16, 5)
+
+        def forward(self, x):
+            x = self.patch(x).flatten(2).transpose(1, 2)
+            return self.head((x + self.a(self.n(x))).mean(1))
+
+    return Attending
+
+
+for kind in (FusedHeads, BiasedHeads, TalkingHeads, CrossCovarianceHeads, SeparateHeads, TorchHeads):
+    ZOO[kind.__name__] = attending(kind)
 
 
 @entry

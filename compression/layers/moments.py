@@ -9,6 +9,22 @@ from torch import Tensor
 
 from compression.layers.samples import LayerSamples
 
+BLOCK = 512  # columns of a Gram matrix that are computed at once
+
+
+def gram_matrix(x: Tensor) -> Tensor:
+    """Return x^T x of the samples x [.., n, d]: [.., d, d]. What lies below the diagonal is copied, which saves almost half of the work."""
+    size = x.shape[-1]
+    if size < 2 * BLOCK:
+        return x.mT @ x
+    found = x.new_empty(*x.shape[:-2], size, size)
+    for begin in range(0, size, BLOCK):
+        block = slice(begin, begin + BLOCK)
+        rows = x[..., block].mT @ x[..., begin:]
+        found[..., block, begin:] = rows
+        found[..., begin:, block] = rows.mT
+    return found
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -33,7 +49,7 @@ class Moments:
         sums: list[Tensor] = []
         for chosen, x in samples.chunks(begin, end):
             y = targets[chosen].double().reshape(x.shape[1], samples.groups, -1).transpose(0, 1)
-            parts = (x.transpose(1, 2) @ x, x.transpose(1, 2) @ y, x.sum(1, True), y.sum(1, True), (y * y).sum(1, True))
+            parts = (gram_matrix(x), x.transpose(1, 2) @ y, x.sum(1, True), y.sum(1, True), (y * y).sum(1, True))
             sums = [total + part for total, part in zip(sums, parts, strict=True)] if sums else list(parts)
         gram, cross, sum_x, sum_y, sum_yy = sums
         return cls(gram, cross, sum_x, sum_y, sum_yy, (end - begin) * samples.per_image)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.layers.calls import LAYERS, ForwardCalls
+from compression.layers.moments import gram_matrix
 from compression.layers.pieces import in_pieces
 from compression.layers.samples import LayerSamples, layer_samples, positions_for
 from compression.tracing.graph import ChannelGraph, ChannelGroup
@@ -61,7 +62,7 @@ class InputMoments:
     def add_(self, x: Tensor) -> None:
         """Add samples, [groups, n, d]."""
         x = x - self.shift.to(x.dtype)
-        self.gram += x.mT @ x if self.gram.ndim == 3 else x.square().sum(1)
+        self.gram += gram_matrix(x) if self.gram.ndim == 3 else x.square().sum(1)
         self.total += x.sum(1)
         self.count += x.shape[1]
 

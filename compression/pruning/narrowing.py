@@ -157,9 +157,20 @@ def _dense_groups(narrow: nn.Module, state: Mapping[str, Tensor]) -> dict[str, i
     modules, counts = dict(narrow.named_modules()), group_counts(narrow)
     for name, count in counts.items():
         weight = state.get(f"{name}.weight")
-        ours = modules[name].weight
+        ours = getattr(modules[name], "weight", None)
+        if weight is None and (rows := _rows_of_attention(modules[name], name, state)):
+            counts[name] = count * rows[0] // rows[1]
         if weight is None or not isinstance(ours, Tensor) or weight.ndim != ours.ndim:
             continue
         if ours.ndim == 1 or (count > 1 and weight.shape[1] == ours.shape[1]):
             counts[name] = count * weight.shape[0] // ours.shape[0]
     return counts
+
+
+def _rows_of_attention(module: nn.Module, name: str, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the rows of the first weight inside a module that has lost some, before and now."""
+    for inner, new in module.state_dict().items():
+        old = state.get(f"{name}.{inner}")
+        if old is not None and old.ndim == new.ndim == 2 and len(old) != len(new):
+            return len(old), len(new)
+    return None

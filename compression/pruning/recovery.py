@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compression.layers.pieces import in_pieces
 from compression.pruning.recalibration import recalibrate_
 from compression.pruning.refit import HELD_OUT, refit_
 from compression.scoring.calibration import Calibration
@@ -81,10 +82,10 @@ def _recalibrate_if_closer_(narrow: nn.Module, dense: nn.Module, calibration: Ca
 @torch.no_grad()
 def divergence(narrow: nn.Module, dense: nn.Module, images: Calibration) -> float:
     """Return the mean Kullback-Leibler divergence of the narrow network's class probabilities from the dense network's, in nats."""
-    total, device = 0.0, next(narrow.parameters()).device
+    total = 0.0
     with eval_mode(narrow), eval_mode(dense):
-        for inputs, _ in images.batches():
-            ours, theirs = (F.log_softmax(tensors_in(model(inputs.to(device)))[0].double(), -1) for model in (narrow, dense))
+        for piece in (piece for inputs, _ in images.batches() for piece in in_pieces(inputs, narrow)):
+            ours, theirs = (F.log_softmax(tensors_in(model(piece))[0].double(), -1) for model in (narrow, dense))
             total += float(F.kl_div(ours, theirs, reduction="sum", log_target=True))
     return total / max(len(images), 1)
 

@@ -17,7 +17,7 @@ from compression.scoring.scores import NetworkScores
 from utils.measures.profile import count_macs
 
 DAMAGE_IMAGES = (32, 128)  # images on which damage is measured: at least, at most
-DAMAGE_MACS = 1.5e13  # multiply-adds that measuring it may take, if the least number of images allows
+DAMAGE_MACS = 1e13  # multiply-adds that measuring it may take, if the least number of images allows
 
 
 def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifier) -> dict[str, int] | None:

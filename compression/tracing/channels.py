@@ -22,7 +22,7 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
 
     Some units of every group are cut out of a copy, and the copy is proved on noise. Where something does not receive
     its channels there, the sites of the group get their next reading (see ``rules``). Once no reading holds, the group
-    can't be cut, and says why.
+    can't be cut, and says why. Where an attention needs whole heads to go, the channels are split so, as long as that holds.
 
     Args:
         model: on the CPU; it runs in eval mode and is left as it was.
@@ -40,13 +40,21 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
     model = deepcopy(model)  # what a forward pass counts or caches stays as it is
     readings: dict[CallKey, int] = {}
     pinned: dict[TensorDim, str] = {}
+    heads: set[CallKey] = set()
+    refused: set[CallKey] = set()
     for _ in range(MAX_ROUNDS):
-        graph = read_graph(model, inputs, readings, pinned)
+        graph = read_graph(model, inputs, readings, pinned, heads)
+        if asked := graph.record.asked - heads - refused:
+            heads |= asked
+            continue
         failed = _failing(model, inputs, graph)
         if not failed:
             return graph
         for group, reason in failed.items():
             numbers = {number for number, (name, _) in graph.units.items() if name == group.name}
+            if split := {site for site in heads if numbers & set(graph.component[graph.record.splits[site][0]].tolist())}:
+                heads, refused = heads - split, refused | split
+                continue
             sites = [site for site, nodes in graph.record.sites.items() if numbers & set(graph.component[nodes].tolist())]
             open_sites = [site for site in sites if readings.get(site, 0) < LAST_READING]
             for site in open_sites:

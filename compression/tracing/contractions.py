@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from compression.tracing.attention import product_of_activations
 from compression.tracing.channel_labels import ChannelLabel, Coordinates, strip
 from compression.tracing.record import Contraction
 from compression.tracing.rules import Call, NotFollowed, Outcome, Rule, aten
-
-MIXES = "multiplies activations with each other"
 
 
 def convolution(call: Call) -> Outcome:
@@ -57,11 +56,6 @@ def _grouped(call: Call, weight: str, by_group: Tensor) -> Tensor:
     return made.repeat(groups)
 
 
-def attention(call: Call) -> Outcome:
-    """Queries, keys and values meet in products of activations: their channels stay."""
-    raise NotFollowed(MIXES)
-
-
 def matrix_product(call: Call) -> Outcome:
     """A (moved) weight matrix times an activation, on either side: mm, addmm, and bmm where the weight is one for all."""
     left, right = ("mat1", "mat2") if "mat1" in call.arguments else ("self", "mat2")
@@ -72,7 +66,7 @@ def matrix_product(call: Call) -> Outcome:
     owned_bias = call.owned("self") if bias is not None and bias.ndim == 1 and not weight_first else None
     scaled = call.arguments.get("alpha", 1) != 1 or call.arguments.get("beta", 1) != 1
     if isinstance(label, ChannelLabel) and isinstance(weight, ChannelLabel):
-        raise NotFollowed(MIXES)
+        return product_of_activations(call, [call.label(left), call.label(right)])
     if not isinstance(label, ChannelLabel) or not isinstance(weight, Coordinates) or (bias is not None and owned_bias is None) or scaled:
         raise NotFollowed
     reads, makes = (-1, -2) if weight_first else (-2, -1)
@@ -99,12 +93,3 @@ CONTRACTIONS: dict[Any, Rule] = {
     aten.addmm: matrix_product,
     aten.bmm: matrix_product,
 }
-ATTENTION: dict[Any, Rule] = dict.fromkeys(
-    (
-        aten._scaled_dot_product_flash_attention_for_cpu,
-        aten._scaled_dot_product_flash_attention,
-        aten._scaled_dot_product_efficient_attention,
-        aten._scaled_dot_product_cudnn_attention,
-    ),
-    attention,
-)

@@ -75,6 +75,9 @@ def plan_cut(graph: ChannelGraph, keep: Keep) -> Cut:
     for module, (count, nodes) in graph.record.norm_groups.items():
         if gone[nodes].any():
             groups[module] = count * int((~gone[nodes]).sum()) // len(nodes)
+    for module, (_, nodes) in graph.record.head_counts.items():
+        if gone[nodes].any():
+            groups[module] = int((~gone[nodes]).sum())
     return Cut(indices, {route.buffer: _renumbered(route, gone) for route in graph.routes}, groups)
 
 
@@ -129,6 +132,7 @@ def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: T
         owned_tensors(shrunk),
         record.readings,
         whole_groups=dict(record.whole_groups),
+        heads=record.heads,
         expected={tensor_dim: nodes[~gone[nodes]] for tensor_dim, nodes in record.slot_nodes.items()},
         expected_fresh=list(record.fresh_nodes),
         expected_routes=routes,

@@ -150,9 +150,10 @@ class ChannelGraph:
         return found
 
     def macs(self, keep: Keep) -> int:
-        """Return the multiply-adds, for one image, of the weights that the trace met, under a keep-set."""
-        indices = self.indices(keep)
-        return sum(contraction.repeats * self.numel(contraction.weight, indices) for contraction in self.contractions)
+        """Return the multiply-adds, for one image, of the weights and the heads that the trace met, under a keep-set."""
+        indices, gone = self.indices(keep), self.removed(keep)
+        of_weights = sum(contraction.repeats * self.numel(contraction.weight, indices) for contraction in self.contractions)
+        return of_weights + sum(each * int((~gone[nodes]).sum()) for nodes, each in self.record.products)
 
     def params(self, keep: Keep, names: Iterable[str]) -> int:
         """Return the elements of the named tensors under a keep-set."""
@@ -165,9 +166,15 @@ class ChannelGraph:
         return math.prod(len(cut[dim]) if dim in cut else size for dim, size in enumerate(self.shapes[name]))
 
 
-def read_graph(model: nn.Module, inputs: Tensor, readings: dict[CallKey, int], pinned: Mapping[TensorDim, str]) -> ChannelGraph:
-    """Trace once, with the given readings of the sites and the given dimensions pinned; nothing is proved."""
-    record = TraceRecord(owned_tensors(model), readings)
+def read_graph(
+    model: nn.Module, inputs: Tensor, readings: dict[CallKey, int], pinned: Mapping[TensorDim, str], heads: Collection[CallKey] = ()
+) -> ChannelGraph:
+    """Trace once, with the given readings of the sites and the given dimensions pinned; nothing is proved.
+
+    Args:
+        heads: the sites that split channels into heads of which whole ones go.
+    """
+    record = TraceRecord(owned_tensors(model), readings, heads=set(heads))
     run_traced(model, inputs, record)
     for (name, dim), reason in pinned.items():
         record.pin(record.nodes(name, dim), reason)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compression.tracing.attention import split_into_heads
 from compression.tracing.channel_labels import ChannelLabel, Coordinates, strip, tie_along
 from compression.tracing.rules import Call, Mark, NotFollowed, Outcome, Rule, aten
 
@@ -51,8 +52,11 @@ def view(call: Call) -> Outcome:
     if isinstance(mark, Coordinates):
         return mark.moved(lambda ids: ids.reshape(shape))
     moved = mark.moved(lambda ids: ids.reshape(shape))
+    if call.key in call.record.heads:
+        return split_into_heads(call, moved)
     if len(moved.axes) <= len(mark.axes):
         return moved
+    call.record.splits[call.key] = torch.unique(moved.ids), shape[max(moved.axes)]
     reading = call.reading(moved.ids)
     if reading > 1:
         call.pin(moved.ids, "splits the channels into sizes that do not follow them")

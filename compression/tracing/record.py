@@ -80,6 +80,11 @@ class TraceRecord:
         sites: the nodes that pass each site.
         reasons: why a node is pinned.
         fresh_nodes: the nodes that no tensor owns, call by call.
+        splits: for each site that splits channels over axes, its nodes and the size of its last axis.
+        heads: those of them that split into the heads of an attention, [.., heads, channels of one]: whole heads go there.
+        asked: those that an attention needs to be among ``heads``, or else its channels must stay.
+        products: products of activations: the nodes that they are taken for, and the multiply-adds of each.
+        head_counts: for each module with such a site, its number of heads and their nodes.
         decisions: what the rules decided from where channels vary; a shrunk network repeats it.
         zeros: the nodes of channels that are constantly zero.
         ties: pairs of equally long vectors of nodes.
@@ -98,6 +103,11 @@ class TraceRecord:
     sites: dict[CallKey, Tensor] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     fresh_nodes: list[Tensor] = field(default_factory=list)
+    splits: dict[CallKey, tuple[Tensor, int]] = field(default_factory=dict)
+    heads: set[CallKey] = field(default_factory=set)
+    asked: set[CallKey] = field(default_factory=set)
+    products: list[tuple[Tensor, int]] = field(default_factory=list)
+    head_counts: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     decisions: dict[tuple[CallKey, str], Any] = field(default_factory=dict)
     zeros: set[int] = field(default_factory=set)
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -141,6 +151,12 @@ class TraceRecord:
         """Record a decision that follows from where channels vary, and return it."""
         self.decisions[what] = value
         return value
+
+    def ask_for_heads(self, nodes: Tensor, width: int) -> None:
+        """Note which sites split these nodes into heads of ``width`` channels; or of twice or three times as many, to be split again."""
+        found = [(key, last) for key, (split, last) in self.splits.items() if torch.isin(nodes, split).any()]
+        exact = {key for key, last in found if last == width}
+        self.asked |= exact or {key for key, last in found if last in (2 * width, 3 * width)}
 
     def touch(self, nodes: Tensor) -> None:
         """Record that an operation may have changed channels of zeros."""

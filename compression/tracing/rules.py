@@ -152,7 +152,7 @@ def elementwise(call: Call) -> Outcome:
     main = _tie_labels(call, labels, result.ndim)
     axes = varying_axes(main)
     for tensor, mark in parameters:
-        _tie_parameter(call, tensor, mark, main)
+        tie_parameter(call, tensor, mark, main)
     for tensor in constants:
         offset = result.ndim - tensor.ndim
         if any(offset + axis in axes and size > 1 for axis, size in enumerate(tensor.shape)):
@@ -190,7 +190,7 @@ def _tie_labels(call: Call, labels: list[ChannelLabel], ndim: int) -> Tensor:
     return main
 
 
-def _tie_parameter(call: Call, tensor: Tensor, mark: Coordinates, main: Tensor) -> None:
+def tie_parameter(call: Call, tensor: Tensor, mark: Coordinates, main: Tensor) -> None:
     """Tie the slots of a parameter to the channels at whose positions they stand."""
     axes, offset = varying_axes(main), main.ndim - tensor.ndim
     if call.decide("one value", not axes and tensor.numel() == 1):  # it goes with the one channel

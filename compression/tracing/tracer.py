@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from compression.tracing.attention import ATTENTION
 from compression.tracing.channel_labels import ChannelLabel, Coordinates
-from compression.tracing.contractions import ATTENTION, CONTRACTIONS
+from compression.tracing.contractions import CONTRACTIONS
 from compression.tracing.movements import MOVEMENTS
 from compression.tracing.partitions import PARTITIONS
 from compression.tracing.record import Contraction, TraceRecord

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.networks import own
+from models.networks.attention import with_heads
 from models.networks.densenet import CifarDenseNet
 from models.networks.googlenet import CifarGoogLeNet
 from models.networks.mobilenet import MobileNetV1, MobileNetV1Sequential, MobileNetV2
@@ -116,12 +117,12 @@ def build(spec: ModelSpec) -> nn.Module:
     elif spec.name in ARCHITECTURES:
         model = ARCHITECTURES[spec.name](spec.num_classes, spec.channels)
     elif spec.name.startswith(own.PREFIX):
-        model = own.build(spec.name)
+        model = with_heads(own.build(spec.name))
         keep_contiguous_(model, torch.zeros(1, spec.channels, *spec.size))
     else:
         from models.networks import external
 
-        model = external.build(spec.name, spec.num_classes, spec.channels)
+        model = with_heads(external.build(spec.name, spec.num_classes, spec.channels))
     return finish_(model, spec)
 
 

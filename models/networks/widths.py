@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads")  # how modules call the heads of an attention
+HEADS_WIDTHS = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size", "dim_attn")  # and the channels of all of them
+
 
 def install_(model: nn.Module, tensors: Mapping[str, Tensor], groups: Mapping[str, int] | None = None) -> None:
     """Replace parameters and buffers by name, in place, and update the size attributes of their modules.
@@ -31,7 +34,7 @@ def install_(model: nn.Module, tensors: Mapping[str, Tensor], groups: Mapping[st
     modules = dict(model.named_modules())
     for name, count in (groups or {}).items():
         if (attribute := _size_without_shape(modules[name])) is not None:
-            setattr(modules[name], attribute, count)
+            _set_count_(modules[name], attribute, count)
     for module in changed:
         set_sizes_(module)
 
@@ -70,7 +73,7 @@ def set_sizes_(module: nn.Module) -> None:
 
 
 def group_counts(model: nn.Module) -> dict[str, int]:
-    """Return the sizes that no tensor's shape gives: groups of convolutions and group norms, channels of bare instance norms."""
+    """Return the sizes that no tensor's shape gives: groups of convolutions and group norms, channels of bare instance norms, heads."""
     modules = model.named_modules()
     return {name: getattr(module, attribute) for name, module in modules if (attribute := _size_without_shape(module)) is not None}
 
@@ -80,6 +83,14 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels == module.out_channels > 1
 
 
+def _set_count_(module: nn.Module, attribute: str, count: int) -> None:
+    if attribute in HEADS:
+        for name in HEADS_WIDTHS:
+            if type(width := getattr(module, name, None)) is int:
+                setattr(module, name, width * count // getattr(module, attribute))
+    setattr(module, attribute, count)
+
+
 def _size_without_shape(module: nn.Module) -> str | None:
     """Return the name of a module's size attribute that does not follow from its tensors' shapes."""
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -87,4 +98,4 @@ def _size_without_shape(module: nn.Module) -> str | None:
     if isinstance(module, nn.GroupNorm):
         return "num_groups"
     bare = isinstance(module, nn.modules.batchnorm._NormBase) and not list(module.parameters()) and not list(module.buffers())
-    return "num_features" if bare else None
+    return "num_features" if bare else next((name for name in HEADS if type(getattr(module, name, None)) is int), None)

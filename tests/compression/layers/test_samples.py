@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from compression.layers import moments as moments_module
 from compression.layers.calls import find_layer_calls
 from compression.layers.moments import Moments
 from compression.layers.samples import layer_samples, output_places, sampled
@@ -120,3 +121,10 @@ def test_a_weight_that_is_used_twice_is_left_alone():
             return self.head(self.shared(self.shared(x)))
 
     assert [call.weight for call in find_layer_calls(Twice(), torch.randn(2, 4)).values()] == ["head.weight"]
+
+
+@pytest.mark.parametrize("columns", [7, 8, 11, 12])
+def test_a_gram_matrix_in_blocks_is_the_whole_one(columns, monkeypatch):
+    monkeypatch.setattr(moments_module, "BLOCK", 4)
+    x = torch.randn(2, 9, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(moments_module.gram_matrix(x), x.mT @ x, atol=1e-12)

@@ -24,6 +24,7 @@ from compression.tracing.channels import trace
 from compression.tracing.cutting import apply_cut_, plan_cut
 from compression.tracing.graph import ChannelGroup
 from models.networks import build
+from tests.zoo import ZOO, example, make
 from utils.errors import UserError
 from utils.measures.profile import count_macs, example_input, profile
 from utils.spec import ModelSpec
@@ -383,6 +384,20 @@ def test_costs_are_exactly_those_of_the_cut_network(name):
         assert macs(macs.vector(widths)) == macs.of(keep) == measured.macs
         assert macs.of(keep) == s.graph.macs(keep) + total - s.graph.macs({})
         assert params(params.vector(widths)) == params.of(keep) == s.graph.params(keep, parameters) == measured.params
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name.endswith("Heads")])
+def test_heads_cost_their_products_too(name):
+    model, spec = make(name), ModelSpec(name, 5, imgsz=8)
+    graph, total = trace(model, example(name)), count_macs(model, spec)
+    cost = macs_cost(graph, total)
+    (group,) = [group for group in graph.prunable if group.size == 4 and group.channels > 4]
+    assert cost.of({}) == pytest.approx(cost(cost.full)) == total
+    for heads in ([0, 2, 3], [1]):
+        narrow = deepcopy(model)
+        apply_cut_(narrow, plan_cut(graph, {group.name: heads}))
+        widths = cost.vector({group.name: len(heads)})
+        assert cost.of({group.name: heads}) == pytest.approx(cost(widths)) == count_macs(narrow, spec)
 
 
 def test_units_that_are_read_twice_cost_what_they_cost():
