@@ -48,7 +48,9 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
             for problem, names in problems.items()
             if names
         ]
-        raise UserError(f"the weights do not fit the network: of {len(target)} tensors, {'; '.join(parts)}")
+        fitting = [name for name in target if name in state and name not in problems["of another shape"]]
+        fit = f"{len(fitting)} fit ({', '.join(fitting[:SHOWN])}{', ...' if len(fitting) > SHOWN else ''})" if fitting else "none fits"
+        raise UserError(f"the weights do not fit the network: of {len(target)} tensors, {fit}; {'; '.join(parts)}")
     model.load_state_dict({name: state[name] if name in state and name not in fresh else target[name] for name in target})
     return notes
 

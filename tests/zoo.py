@@ -293,6 +293,52 @@ named(
 )
 
 
+named(
+    "spectral_norm",
+    layers(a=lambda: parametrizations.spectral_norm(nn.Conv2d(16, 16, 3)), b=lambda: two_convs(8)),
+    lambda s, x: s.b(s.a(x)),
+)
+
+
+# ---- what attends to channels, and other ways in which they meet
+def gated_by_neighbours(s, x):
+    """Efficient channel attention: a 1-D convolution along the channels."""
+    y = s.a(x)
+    return s.b(y * s.g(y.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(3))
+
+
+def gated_by_statistics(s, x):
+    """CBAM's second half: mean and maximum over the channels at each position."""
+    y = s.a(x)
+    return s.b(y * s.g(torch.cat((y.mean(1, True), y.amax(1, True)), 1)).sigmoid())
+
+
+def response_norm(s, x):
+    """ConvNeXt V2's global response norm: each channel's norm over space by the mean of all."""
+    y = s.a(x)
+    norm = y.norm(p=2, dim=(2, 3), keepdim=True)
+    return s.b(y + s.scale * (y * (norm / (norm.mean(1, True) + 1e-6))))
+
+
+def recurrent(s, x):
+    y = s.a(x)
+    return s.b(s.r(y.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(y.shape))
+
+
+GATED = layers(a=lambda: conv(16, 16), g=lambda: nn.Conv1d(1, 1, 3, padding=1, bias=False), b=lambda: two_convs(8))
+named("efficient_attention", GATED, gated_by_neighbours)
+GATED = layers(a=lambda: conv(16, 16), g=lambda: nn.Conv2d(2, 1, 3, padding=1, bias=False), b=lambda: two_convs(8))
+named("channel_statistics", GATED, gated_by_statistics)
+SCALED = layers(a=lambda: conv(16, 16), b=lambda: two_convs(8), scale=lambda: nn.Parameter(torch.rand(1, 16, 1, 1)))
+named("global_response_norm", SCALED, response_norm)
+named("lstm", layers(a=lambda: conv(16, 16), r=lambda: nn.LSTM(16, 16, batch_first=True), b=lambda: two_convs(8)), recurrent)
+WIDE = layers(a=lambda: conv(16, 16), w=lambda: conv(144, 16, 1), b=lambda: two_convs(8))
+named("unfold", WIDE, lambda s, x: s.b(s.w(F.unfold(s.a(x), 3, padding=1).unflatten(2, x.shape[2:]))))
+named("maxout", layers(a=lambda: conv(16, 32), b=lambda: two_convs(8)), lambda s, x: s.b(s.a(x).unflatten(1, (-1, 2)).amax(2)))
+MET = layers(a=lambda: conv(16, 16), m=lambda: nn.Bilinear(16, 16, 16), b=lambda: two_convs(8))
+named("bilinear", MET, lambda s, x: s.b(s.m(*[s.a(x).movedim(1, -1).contiguous()] * 2).movedim(-1, 1)))
+
+
 # ---- in place
 named("in_place", two(), lambda s, x: s.b(s.a(x).mul_(2).relu_()).add_(x))
 named("add_in_place", two(), lambda s, x: s.b(s.a(x)).__iadd__(x))

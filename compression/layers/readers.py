@@ -28,6 +28,7 @@ from utils.modes import eval_mode
 
 DAMPING = 1e-2  # of the covariance's mean diagonal, added to it
 SEEDS = 1 << 20  # apart: more than a forward pass has calls
+WORN = 0.8  # share of the inputs that are left, below which the others are left out
 LARGEST = 6144  # inputs of an output: no covariance of more is inverted
 
 
@@ -151,7 +152,8 @@ class Reader:
         self.name, self.moments, self.gone = name, moments, torch.zeros(0, dtype=torch.long)
         self.columns = list(columns)
         places = torch.cat(self.columns).to(moments.matrix.device)
-        self.local = torch.arange(len(places)).split([len(column) for column in columns])
+        self.local = list(torch.arange(len(places)).split([len(column) for column in columns]))
+        self.left = torch.ones(len(places), dtype=torch.bool)  # of the inputs that are followed
         self.matrix = moments.matrix[:, places]
         spread = moments.spread
         self.spread = spread[:, places] if spread.ndim == 2 else spread[:, places.unsqueeze(1), places]
@@ -188,7 +190,18 @@ class Reader:
             self.spread -= columns @ solved[..., outputs:]
             self.spread[:, gone] = self.spread[:, :, gone] = 0  # but for rounding they are
         self.matrix[:, gone] = 0
+        self.left[gone] = False
+        if int(self.left.sum()) < WORN * len(self.left):
+            self._leave_out_what_went()
         return float(cost) / self.moments.variance
+
+    def _leave_out_what_went(self) -> None:
+        """Make the matrices smaller: an update costs as much as the square of their size."""
+        kept = self.left.nonzero().reshape(-1)
+        self.local = [(self.left.cumsum(0) - 1)[places[self.left[places]]] for places in self.local]
+        self.matrix = self.matrix[:, kept]
+        self.spread = self.spread[:, kept] if self.spread.ndim == 2 else self.spread[:, kept.unsqueeze(1), kept]
+        self.left = self.left[kept]
 
     def refitted(self) -> tuple[Tensor, Tensor]:
         """Return the weight, zero where units went, and what its outputs' mean has lost, [outputs]."""

@@ -49,6 +49,9 @@ def check_share(name: str, share: float) -> None:
         raise UserError(f"{name} is {share}; it is the share that stays, in (0, 1]")
 
 
+SHOWN = 3  # reasons in an error
+
+
 def allowed_widths(entry: Entry, round_to: int, min_channels: int) -> list[int]:
     """Return the numbers of units that an entry may keep, ascending; whole is always one of them.
 
@@ -75,13 +78,16 @@ def allocate(
         UserError: the budget can't be reached.
     """
     if not entries:
-        raise UserError("nothing in this network can be cut; prune.py --dry-run says why")
+        raise UserError(f"nothing in this network can be cut: {'; '.join(graph.reasons[:SHOWN]) or 'its only channels are its outputs'}")
     search = _Search(entries, [allowed_widths(entry, round_to, min_channels) for entry in entries], budget, damage)
     least = search.cost([0] * len(entries))
     if least > budget.limit:
+        whole = budget.cost(budget.cost.full)
+        fine = _Search(entries, [allowed_widths(entry, 1, 1) for entry in entries], budget, damage).cost([0] * len(entries))
+        further = f", {fine / whole:.4f} with 1 and 1" if fine < least else f" ({'; '.join(graph.reasons[:SHOWN])})" * bool(graph.reasons)
         raise UserError(
-            f"the budget {budget.name} {budget.share:g} can't be reached: {least / budget.cost(budget.cost.full):.4f} is the least that"
-            f" can stay with --min-channels {min_channels} and --round-to {round_to}"
+            f"the budget {budget.name} {budget.share:g} can't be reached: {least / whole:.4f} is the least that"
+            f" can stay with --min-channels {min_channels} and --round-to {round_to}{further}"
         )
     chosen = search.refill(search.descend())
     return search.widths(chosen)

@@ -54,6 +54,10 @@ def groups_text(classifier: TracedClassifier, widths: Mapping[str, int] | None) 
         note = "" if row["prunable"] else f"  - stays: {row['reason']}"
         number = "-" if row["index"] is None else str(row["index"])
         lines.append(f"{number:>5}  {row['channels']:>8}  {row['kept']:>5}  {group.macs / total:>6.1%}  {group.name}{unit}{members}{note}")
+    lines += [
+        f"{'-':>5}  {'':>8}  {'':>5}  {'':>6}  {name or 'the network'}  - stays: {reason}"
+        for name, reason in classifier.graph.record.unfollowed.items()
+    ]
     count = len(classifier.entries)
     lines.append(
         f"compress_rate takes {count} entries here; groups marked - have none. MACs: share of the multiply-adds that "

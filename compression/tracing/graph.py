@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.tracing.record import CallKey, Contraction, Route, TensorDim, TraceRecord, owned_tensors
+from compression.tracing.record import OUTPUT, CallKey, Contraction, Route, TensorDim, TraceRecord, owned_tensors
 from compression.tracing.tracer import run_traced
 from utils.errors import UserError
 
@@ -102,6 +102,12 @@ class ChannelGraph:
     def prunable(self) -> list[ChannelGroup]:
         """The groups that can be cut."""
         return [group for group in self.groups if group.prunable]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why something stays whole, most frequent first: the groups' reasons, and those of layers that are in no group."""
+        of_groups = [group.reason for group in self.groups if group.reason and group.reason != OUTPUT]
+        return [reason for reason, _ in Counter([*of_groups, *self.record.unfollowed.values()]).most_common()]
 
     @property
     def contractions(self) -> list[Contraction]:

@@ -171,12 +171,20 @@ def gather(call: Call) -> Outcome:
     return ChannelLabel(out.view(shape), call.result.shape)
 
 
+def unfold(call: Call) -> Outcome:
+    """Windows become channels: those of one input channel stand together and go together."""
+    channels = call.label("self").vector(call["self"].ndim - 3, call.record)
+    ids = channels.repeat_interleave(math.prod(call["kernel_size"]))
+    return ChannelLabel(ids.view(*[1] * (call.result.ndim - 2), -1, 1), call.result.shape)
+
+
 MOVEMENTS: dict[Any, Rule] = {
     **dict.fromkeys((aten.permute, aten.transpose, aten.t), reorder),
     **dict.fromkeys((aten.unsqueeze, aten.squeeze, aten.expand, aten.flip, aten.repeat), plain),
     **dict.fromkeys((aten.clone, aten.detach, aten.alias, aten._to_copy, aten.contiguous, aten.lift_fresh), unchanged),
     **dict.fromkeys((aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias), view),
     **dict.fromkeys((aten.index, aten.index_select), gather),
+    aten.im2col: unfold,
     aten.cat: cat,
     aten.stack: stack,
     aten.constant_pad_nd: pad,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 TensorDim = tuple[str, int]  # (name of a parameter or buffer, dimension)
 CallKey = tuple[str, str, int]  # the module, the operation, and its number among equal ones there
 T = TypeVar("T")
+OUTPUT = "the network's output"  # a reason to stay
 
 
 class Mismatch(Exception):
@@ -83,6 +84,7 @@ class TraceRecord:
         splits: for each site that splits channels over axes, its nodes and the size of its last axis.
         heads: those of them that split into the heads of an attention, [.., heads, channels of one]: whole heads go there.
         asked: those that an attention needs to be among ``heads``, or else its channels must stay.
+        unfollowed: convolutions and matrix products that no rule covers, and why, by the module in which they are.
         products: products of activations: the nodes that they are taken for, and the multiply-adds of each.
         head_counts: for each module with such a site, its number of heads and their nodes.
         decisions: what the rules decided from where channels vary; a shrunk network repeats it.
@@ -106,6 +108,7 @@ class TraceRecord:
     splits: dict[CallKey, tuple[Tensor, int]] = field(default_factory=dict)
     heads: set[CallKey] = field(default_factory=set)
     asked: set[CallKey] = field(default_factory=set)
+    unfollowed: dict[str, str] = field(default_factory=dict)
     products: list[tuple[Tensor, int]] = field(default_factory=list)
     head_counts: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     decisions: dict[tuple[CallKey, str], Any] = field(default_factory=dict)

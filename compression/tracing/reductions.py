@@ -127,6 +127,7 @@ _RESAMPLING = (
 REDUCTIONS: dict[Any, Rule] = {
     **dict.fromkeys((aten._softmax, aten._log_softmax), softmax),
     **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean), reduction),
+    aten.linalg_vector_norm: reduction,
     **dict.fromkeys(_RESAMPLING, resample),
     aten.as_strided_: restride,
 }

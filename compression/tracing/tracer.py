@@ -24,7 +24,7 @@ from compression.tracing.channel_labels import ChannelLabel, Coordinates
 from compression.tracing.contractions import CONTRACTIONS
 from compression.tracing.movements import MOVEMENTS
 from compression.tracing.partitions import PARTITIONS
-from compression.tracing.record import Contraction, TraceRecord
+from compression.tracing.record import OUTPUT, Contraction, TraceRecord
 from compression.tracing.reductions import NORMS, REDUCTIONS
 from compression.tracing.rules import (
     ELEMENTWISE,
@@ -171,6 +171,8 @@ def _apply_rule(call: Call, computing: bool) -> Outcome:
             raise NotFollowed
         return rule(call)
     except NotFollowed as reason:
+        if call.op.overloadpacket in CONTRACTIONS:
+            call.record.unfollowed.setdefault(call.module, f"{call.where} {reason}")
         return barrier(call, str(reason))
 
 
@@ -231,7 +233,7 @@ def run_traced(model: nn.Module, inputs: Tensor, record: TraceRecord) -> None:
     for output in tensors_in(outputs):
         mark = tracer.mark_of(output)
         if isinstance(mark, ChannelLabel):
-            record.pin(mark.ids, "the network's output")
+            record.pin(mark.ids, OUTPUT)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

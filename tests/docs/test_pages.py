@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from compression.schedule.reading import read_schedule
 from docs.generate import SCRIPTS
 from tests.conftest import ROOT
 from tests.docs.conftest import PAGES, blocks
 from utils.arguments import make_parser, parse
+from utils.errors import UserError
 
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:srcset|src)=\"([^\"]+)\"")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -124,6 +126,44 @@ def test_the_criteria_of_the_pruning_page_are_those_of_the_table():
 
     table = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8").split("| criterion |")[1].split("\n\n")[0]
     assert {name for row in table.splitlines() for name in CODE.findall(row.split("|")[1] if "|" in row else "")} == set(CRITERIA)
+
+
+def test_the_entries_of_the_pruning_page_are_those_of_the_table():
+    from compression.pruning.hrank_entries import HRANK_ENTRIES
+
+    table = (ROOT / "docs" / "pruning.md").read_text(encoding="utf-8").split("| network | entries |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:3]] for row in table.splitlines()[2:]]
+    shown = {CODE.findall(name)[0]: entries for name, entries in rows}
+    assert shown.pop("resnet20") == "3 + blocks"  # and so to resnet110
+    assert [len(HRANK_ENTRIES[f"resnet{depth}"]()) for depth in (20, 56, 110)] == [3 + 9, 3 + 27, 3 + 54]
+    assert shown == {name: str(len(layout())) for name, layout in HRANK_ENTRIES.items() if name == "resnet50" or "resnet" not in name}
+
+
+REFUSED = {  # what the page says does not run -> a file's content, and a part of the error
+    "`quantize_inputs`": (
+        "quantizers: {q: {class: PostTrainLinearQuantizer, overrides: {fc: {quantize_inputs: false}}}}\n"
+        "policies: [{quantizer: {instance_name: q}, epochs: [0]}]\n",
+        "'quantize_inputs' is not done",
+    ),
+    "names of a network": (
+        "pruners: {p: {class: SensitivityPruner, sensitivities: {features.4.0.0.0.0.0.weight: 0.5}}}\n"
+        "policies: [{pruner: {instance_name: p}, epochs: [0]}]\n",
+        "features.4.0.0.0.0.0.weight",
+    ),
+    "sections of reinforcement": ("rl_lib: {}\n", "is of reinforcement learning (AMC), which is not done here"),
+    "a key that stands twice": ("version: 1\nversion: 2\n", "version"),
+    "language models": ("", ""),  # networks, not schedules
+}
+
+
+def test_what_the_schedule_page_says_does_not_run_is_refused(tmp_path):
+    rows = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8").split("### What does not run")[1].split("|---|---|\n")[1]
+    assert [next((begin for begin in REFUSED if row.startswith(f"| {begin}")), row) for row in rows.splitlines()] == list(REFUSED)
+    for content, part in REFUSED.values():
+        (tmp_path / "s.yaml").write_text(content)
+        if content:
+            with pytest.raises(UserError, match=re.escape(part)):
+                read_schedule(tmp_path / "s.yaml", {"fc.weight": 2, "fc.bias": 1})
 
 
 @pytest.mark.usefixtures("few_digits")

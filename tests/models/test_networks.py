@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ import torchvision
 from torch import nn
 
 from models.networks import ARCHITECTURES, build, cut_off, load_definition_of, resolve_model, set_dropout_
+from models.networks.attention import HeadsAttention, with_heads
 from models.networks.layers import C3, SPPF, Concat, Conv
 from models.networks.resnet import PadShortcut
 from models.networks.split_layers import Attention
@@ -119,6 +122,22 @@ def test_yolov8_and_yolo11_have_the_keys_of_their_files(name, keys):
     state = on_meta(name).state_dict()
     assert {f"{key}.{part}" for key in keys for part in ("conv.weight", "bn.running_var")} <= set(state)
     assert "model.0.conv.weight" in state
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_heads_attention_is_torchs_and_leaves_the_rest_to_it(batch_first):
+    torch.manual_seed(0)
+    theirs = nn.MultiheadAttention(12, 3, batch_first=batch_first).eval()
+    network = with_heads(nn.Sequential(deepcopy(theirs)))
+    ours = network[0]
+    assert type(ours) is HeadsAttention
+    x, other = torch.randn(2, 5, 12), torch.randn(2, 5, 12)
+    for inputs, options in (((x, x, x), {"need_weights": False}), ((x, x, x), {}), ((x, other, other), {"need_weights": False})):
+        for found, expected in zip(ours(*inputs, **options), theirs(*inputs, **options), strict=True):
+            assert (found is None) == (expected is None)
+            assert found is None or torch.allclose(found, expected, atol=1e-6)
+    masked = {"attn_mask": torch.ones(*[x.shape[batch_first]] * 2, dtype=torch.bool).triu(1), "need_weights": False}
+    assert torch.allclose(ours(x, x, x, **masked)[0], theirs(x, x, x, **masked)[0], atol=1e-6)
 
 
 def test_attention_by_hand():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -66,8 +67,7 @@ class Muon(Optimizer):
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
-        steps = torch._foreach_add(gradients, buffers, alpha=group["momentum"])
-        return [_in_blocks(step.flatten(1)).mul_(RMS * max(step.flatten(1).shape) ** 0.5).view_as(step) for step in steps]
+        return _all_orthogonal(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
 
     def _adaptive(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         for parameter in parameters:
@@ -87,30 +87,58 @@ class Muon(Optimizer):
         return changes
 
 
-def _in_blocks(matrix: Tensor) -> Tensor:
-    """Make the blocks of a matrix orthogonal, each for itself."""
-    dim = 0 if matrix.shape[0] <= matrix.shape[1] else 1
-    blocks = matrix.split(BLOCK, dim)
-    return orthogonalised(matrix) if len(blocks) == 1 else torch.cat([orthogonalised(block) for block in blocks], dim)
+def _all_orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
+    """Return the steps with their blocks orthogonal, each block for itself, and as large as they are to be."""
+    matrices = [_as_matrix(step) for step in steps]
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
+    blocks = [list(matrix.split(BLOCK)) for matrix in wide]
+    places = sorted(
+        ((i, k) for i, found in enumerate(blocks) for k in range(len(found))), key=lambda place: blocks[place[0]][place[1]].shape
+    )
+    for _, alike in groupby(places, key=lambda place: blocks[place[0]][place[1]].shape):
+        chosen = list(alike)
+        for (i, k), block in zip(chosen, orthogonalised(torch.stack([blocks[i][k] for i, k in chosen])), strict=True):
+            blocks[i][k] = block
+    changes = []
+    for step, matrix, found in zip(steps, matrices, blocks, strict=True):
+        whole = torch.cat(found).mul_(RMS * max(matrix.shape) ** 0.5)
+        changes.append(_like_step(whole if matrix.shape[0] <= matrix.shape[1] else whole.T, step))
+    return changes
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """Bring all singular values of a matrix to between 0.7 and 1.2, by five quintic Newton-Schulz iterations.
+def _as_matrix(step: Tensor) -> Tensor:
+    """Return a step as [outputs, the rest], in the order of its memory: what a matrix is made of has no order among its columns."""
+    return (step.movedim(1, -1) if _is_channels_last(step) else step).flatten(1)
 
-    They run on the smaller of its two Gram matrices, which commutes with every polynomial of itself: for a matrix of four
+
+def _like_step(matrix: Tensor, step: Tensor) -> Tensor:
+    """Undo ``_as_matrix``."""
+    if not _is_channels_last(step):
+        return matrix.reshape(step.shape)
+    return matrix.reshape(len(step), *step.shape[2:], step.shape[1]).movedim(-1, 1)
+
+
+def _is_channels_last(step: Tensor) -> bool:
+    return step.ndim == 4 and step.is_contiguous(memory_format=torch.channels_last)
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Bring all singular values of matrices [.., rows, columns] to between 0.7 and 1.2, by five quintic Newton-Schulz iterations.
+
+    They run on the smaller of the two Gram matrices, which commutes with every polynomial of itself: for a matrix of four
     and a half times as many columns as rows that is half of the work.
     """
     a, b, c = QUINTIC
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-7)
-    gram = wide @ wide.T
+    wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    wide = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
+    gram = wide @ wide.mT
     product: Tensor | None = None
     for iteration in range(ITERATIONS):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
+        polynomial = (gram @ gram).mul_(c).add_(gram, alpha=b)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         product = polynomial if product is None else polynomial @ product
         if iteration < ITERATIONS - 1:
             gram = polynomial @ (polynomial @ gram)
     assert product is not None
     found = product @ wide
-    return found if matrix.shape[0] <= matrix.shape[1] else found.T
+    return found if matrices.shape[-2] <= matrices.shape[-1] else found.mT

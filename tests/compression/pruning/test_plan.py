@@ -519,8 +519,13 @@ def test_the_least_that_is_named_can_be_reached():
 
 def test_a_network_of_which_nothing_can_go_is_named():
     s = network("resnet20")
-    with pytest.raises(UserError, match="nothing in this network can be cut"):
+    with pytest.raises(UserError, match="nothing in this network can be cut: its only channels are its outputs"):
         allocate(s.graph, [], budget_of(s, "macs", 0.5), 1, 1, None)
+    model = make("standardised_weight")
+    graph = trace(model, example("standardised_weight"))
+    assert list(graph.record.unfollowed) == [""]
+    with pytest.raises(UserError, match="can be cut: 'convolution' in the network has a weight or bias that is computed"):
+        allocate(graph, [], budget_of(s, "macs", 0.5), 1, 1, None)
 
 
 # ---- sensitivity
