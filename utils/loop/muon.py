@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+SMALL = 1 << 16  # elements
 BLOCK = 128  # rows that are made orthogonal to each other: the work of a whole matrix grows with the cube of its rows
 RMS = 0.2  # of a step of AdamW, about: so both kinds of parameters take one rate
 
@@ -89,21 +90,31 @@ class Muon(Optimizer):
 
 def _all_orthogonal(steps: Sequence[Tensor]) -> list[Tensor]:
     """Return the steps with their blocks orthogonal, each block for itself, and as large as they are to be."""
-    matrices = [_as_matrix(step) for step in steps]
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    blocks = [list(matrix.split(BLOCK)) for matrix in wide]
-    places = sorted(
-        ((i, k) for i, found in enumerate(blocks) for k in range(len(found))), key=lambda place: blocks[place[0]][place[1]].shape
-    )
-    for _, alike in groupby(places, key=lambda place: blocks[place[0]][place[1]].shape):
-        chosen = list(alike)
-        for (i, k), block in zip(chosen, orthogonalised(torch.stack([blocks[i][k] for i, k in chosen])), strict=True):
-            blocks[i][k] = block
-    changes = []
-    for step, matrix, found in zip(steps, matrices, blocks, strict=True):
-        whole = torch.cat(found).mul_(RMS * max(matrix.shape) ** 0.5)
-        changes.append(_like_step(whole if matrix.shape[0] <= matrix.shape[1] else whole.T, step))
-    return changes
+    pieces: dict[tuple[int, int], Tensor] = {}  # (step, piece) -> blocks of one shape, [blocks, rows <= columns]
+    for number, step in enumerate(steps):
+        matrix = _as_matrix(step)
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        whole = len(wide) // BLOCK * BLOCK
+        if whole:
+            pieces[number, 0] = wide[:whole].unflatten(0, (-1, BLOCK))
+        if whole < len(wide):
+            pieces[number, 1] = wide[whole:].unsqueeze(0)
+    found: dict[tuple[int, int], Tensor] = {}
+    for _, alike in groupby(sorted(pieces, key=lambda place: pieces[place].shape[1:]), key=lambda place: pieces[place].shape[1:]):
+        for places in _together(list(alike), pieces):
+            blocks = [pieces[place] for place in places]
+            done = orthogonalised(torch.cat(blocks) if len(blocks) > 1 else blocks[0])
+            found |= dict(zip(places, done.split([len(block) for block in blocks]), strict=True))
+    return [
+        _like_step([found[number, part].flatten(0, 1) for part in (0, 1) if (number, part) in found], step)
+        for number, step in enumerate(steps)
+    ]
+
+
+def _together(places: list[tuple[int, int]], pieces: Mapping[tuple[int, int], Tensor]) -> list[list[tuple[int, int]]]:
+    """Group pieces of one shape of blocks: small ones are worth a copy to be done as one."""
+    small = [place for place in places if pieces[place].numel() <= SMALL]
+    return [*([small] if small else []), *([place] for place in places if pieces[place].numel() > SMALL)]
 
 
 def _as_matrix(step: Tensor) -> Tensor:
@@ -111,8 +122,11 @@ def _as_matrix(step: Tensor) -> Tensor:
     return (step.movedim(1, -1) if _is_channels_last(step) else step).flatten(1)
 
 
-def _like_step(matrix: Tensor, step: Tensor) -> Tensor:
-    """Undo ``_as_matrix``."""
+def _like_step(blocks: Sequence[Tensor], step: Tensor) -> Tensor:
+    """Put blocks together and undo ``_as_matrix``; a step is as large as AdamW's."""
+    rows, columns = _as_matrix(step).shape
+    wide = (torch.cat(list(blocks)) if len(blocks) > 1 else blocks[0]).mul_(RMS * max(rows, columns) ** 0.5)
+    matrix = wide if rows <= columns else wide.T
     if not _is_channels_last(step):
         return matrix.reshape(step.shape)
     return matrix.reshape(len(step), *step.shape[2:], step.shape[1]).movedim(-1, 1)
@@ -130,8 +144,9 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     """
     a, b, c = QUINTIC
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    wide = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     gram = wide @ wide.mT
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None].sqrt() + 1e-7
+    gram = gram / norm.square()
     product: Tensor | None = None
     for iteration in range(ITERATIONS):
         polynomial = (gram @ gram).mul_(c).add_(gram, alpha=b)
@@ -140,5 +155,5 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         if iteration < ITERATIONS - 1:
             gram = polynomial @ (polynomial @ gram)
     assert product is not None
-    found = product @ wide
+    found = (product / norm) @ wide
     return found if matrices.shape[-2] <= matrices.shape[-1] else found.mT

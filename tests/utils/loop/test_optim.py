@@ -167,20 +167,20 @@ def test_frozen_norms_keep_their_statistics():
     assert [module.training for module in model] == [True, False, True, True, True, True]
 
 
-def test_norm_warmup_is_the_plain_mean_until_the_own_momentum_takes_over():
-    norm, draw = nn.BatchNorm1d(1, momentum=0.25), torch.Generator().manual_seed(0)
-    hook, means = NormWarmup(nn.Sequential(norm, nn.BatchNorm1d(1, momentum=None))), []
-    for step, momentum in enumerate([1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 4, 1 / 4]):
+def test_norm_warmup_averages_the_last_fifth_of_the_steps_until_the_own_momentum_takes_over():
+    norm, draw = nn.BatchNorm1d(1, momentum=0.5), torch.Generator().manual_seed(0)
+    hook = NormWarmup(nn.Sequential(norm, nn.BatchNorm1d(1, momentum=None)))
+    expected = 0.0
+    for step, momentum in enumerate([1.0, 5 / 6, 5 / 7, 5 / 8, 5 / 9, *[0.5] * 3]):
         hook.on_minibatch_begin(SimpleNamespace(epoch=step // 3, steps_per_epoch=3, step=step % 3))
         assert norm.momentum == pytest.approx(momentum)
         batch = torch.rand(8, 1, generator=draw)
-        means.append(float(batch.mean()))
+        expected = (1 - momentum) * expected + momentum * float(batch.mean())
         norm(batch)
-        if step < 4:
-            assert float(norm.running_mean) == pytest.approx(sum(means) / (step + 1), abs=1e-5)
+        assert float(norm.running_mean) == pytest.approx(expected, abs=1e-5)
 
 
 def test_norm_warmup_does_not_start_again_in_a_resumed_run():
     norm = nn.BatchNorm1d(1, momentum=0.03)
-    NormWarmup(norm).on_minibatch_begin(SimpleNamespace(epoch=4, steps_per_epoch=30, step=0))
-    assert norm.momentum == 0.03  # 1 / 121 is less
+    NormWarmup(norm).on_minibatch_begin(SimpleNamespace(epoch=6, steps_per_epoch=30, step=0))
+    assert norm.momentum == 0.03  # 5 / 185 is less
