@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.backends.arguments import BackendArguments
 from models.validation import Measurement, load_for, measure
@@ -21,7 +21,7 @@ MANY_CLASSES = 100  # above this, the classes are printed with --verbose only
 class ValArguments(BackendArguments):
     """Flags of val.py."""
 
-    data: str = shared.data("digits", "built-in data set, folder, or YAML")
+    data: str = shared.data("digits", "built-in data set, folder, or YAML; without it, what the weights were trained on if they tell")
     split: str = flag(
         "val", "images to measure on; without a val folder, val is the part held out in training", choices=SPLIT_FOLDERS, group="data"
     )
@@ -40,6 +40,8 @@ def main() -> None:
     check_at_least(arguments, batch_size=1)
     device = select_device(arguments.device)
     backend = arguments.open_backend(given, device)
+    if "data" not in given:  # what it was trained on, where the file tells
+        arguments = replace(arguments, data=backend.record.get("data") or arguments.data)
     data = load_for(
         backend, arguments.data, arguments.split, arguments.val_fraction, arguments.seed, arguments.download, arguments.max_pixels
     )

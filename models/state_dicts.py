@@ -40,6 +40,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
     problems = {
         "missing": [name for name in target if name not in state and name not in optional],
         "not of this network": [name for name in state if name not in target],
+        "of another type": [name for name in target if name in state and not _fits_in_type(state[name], target[name])],
         "of another shape": [name for name in target if name in state and state[name].shape != target[name].shape and name not in fresh],
     }
     if any(problems.values()):
@@ -48,11 +49,17 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor], fresh_head: bool 
             for problem, names in problems.items()
             if names
         ]
-        fitting = [name for name in target if name in state and name not in problems["of another shape"]]
+        fitting = [name for name in target if name in state and name not in problems["of another shape"] + problems["of another type"]]
         fit = f"{len(fitting)} fit ({', '.join(fitting[:SHOWN])}{', ...' if len(fitting) > SHOWN else ''})" if fitting else "none fits"
         raise UserError(f"the weights do not fit the network: of {len(target)} tensors, {fit}; {'; '.join(parts)}")
     model.load_state_dict({name: state[name] if name in state and name not in fresh else target[name] for name in target})
     return notes
+
+
+def _fits_in_type(found: Tensor, wanted: Tensor) -> bool:
+    """Whether values can be taken as they are: a cast of integers or complex numbers to weights would be a wrong network."""
+    kind = found.is_floating_point() if wanted.is_floating_point() else not found.is_complex()
+    return kind and found.layout == wanted.layout
 
 
 def identify(state: Mapping[str, Tensor], path: Path) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 
@@ -31,12 +30,13 @@ class PredictionWriter:
     """
 
     def __init__(self, folder: Path, images: bool, txt: bool, csv: bool, json: bool) -> None:
-        self.folder, self.images, self.txt, self.csv, self.json = folder, images, txt, csv, json
+        self.folder, self.images, self.txt, self.json = folder, images, txt, json
         self.records: list[tuple[str, int, tuple[tuple[str, float], ...]]] = []
         self.taken: set[Path] = set()
         self.video: tuple[Path, Any] | None = None
         self.pool = ThreadPoolExecutor(os.cpu_count())
         self.jobs: list[Future[None]] = []
+        self.table = self._open_table() if csv else None
 
     def __enter__(self) -> PredictionWriter:
         return self
@@ -48,8 +48,8 @@ class PredictionWriter:
             job.result()
         if self.json:
             write_json(self.folder / "predictions.json", [_record(*record) for record in self.records])
-        if self.csv:
-            write_text(self.folder / "predictions.csv", _csv(self.records))
+        if self.table:
+            self.table.close()
 
     def save(self, prediction: Prediction) -> None:
         """Save one prediction; images and text files are written in the background.
@@ -59,6 +59,8 @@ class PredictionWriter:
         """
         item = prediction.item
         self.records.append((item.path, item.frame, prediction.topk))
+        if self.table:
+            self._add_rows(self.table, item, prediction.topk)
         lines = [f"{probability:.2f} {name}" for name, probability in prediction.topk]
         if self.txt:
             suffix = f"_{item.frame}.txt" if item.frame else ".txt"
@@ -72,6 +74,19 @@ class PredictionWriter:
             self.jobs.append(self.pool.submit(_save_image, item, lines, path))
         while self.jobs and self.jobs[0].done():
             self.jobs.pop(0).result()
+
+    def _open_table(self) -> TextIO:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = (self.folder / "predictions.csv").open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        csv.writer(table).writerow(["path", "frame", "rank", "class", "probability"])
+        return table
+
+    def _add_rows(self, table: TextIO, item: Item, topk: tuple[tuple[str, float], ...]) -> None:
+        """Write to predictions.csv as predictions come: what was predicted is there, whatever happens afterwards."""
+        rows = csv.writer(table)
+        for rank, (name, probability) in enumerate(topk, 1):
+            rows.writerow([_cell(item.path), item.frame or "", rank, _cell(name), f"{probability:.6f}"])
+        table.flush()
 
     def _free(self, stem: Path, suffix: str, name: str) -> Path:
         """Return a path that no other image uses: photo.txt, or photo.png.txt if that is photo.jpg's."""
@@ -113,11 +128,6 @@ def _record(path: str, frame: int, topk: tuple[tuple[str, float], ...]) -> dict[
     return {"path": path, **({"frame": frame} if frame else {}), "topk": pairs}
 
 
-def _csv(records: list[tuple[str, int, tuple[tuple[str, float], ...]]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "frame", "rank", "class", "probability"])
-    for path, frame, topk in records:
-        for rank, (name, probability) in enumerate(topk, 1):
-            writer.writerow([path, frame or "", rank, name, f"{probability:.6f}"])
-    return text.getvalue()
+def _cell(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -56,9 +57,17 @@ _FIXABLE = {
 }
 
 
+def shown(name: object) -> str:
+    """Return a name as it may go to a terminal: characters that control it, and bytes that are no text, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's ``main``; errors that the user can fix become one line on stderr and exit code 2."""
     script = os.path.basename(sys.argv[0])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be bytes that are no text
     try:
         main()
     except UserError as error:

@@ -144,6 +144,9 @@ DAMAGE = {
     "extra": (lambda s: s.update({"layer9.weight": torch.zeros(3)}), "1 not of this network (layer9.weight)"),
     "wrong": (lambda s: s.update({"bn1.bias": torch.zeros(3)}), "1 of another shape (bn1.bias)"),
     "stem of 2 channels": (lambda s: s.update({"conv1.weight": torch.zeros(16, 2, 3, 3)}), "1 of another shape (conv1.weight)"),
+    "integers": (lambda s: s.update({"bn1.bias": torch.ones(16, dtype=torch.int32)}), "1 of another type (bn1.bias)"),
+    "complex": (lambda s: s.update({"bn1.bias": torch.ones(16, dtype=torch.complex64)}), "1 of another type (bn1.bias)"),
+    "sparse": (lambda s: s.update({"layer1.0.conv1.weight": s["layer1.0.conv1.weight"].to_sparse()}), "1 of another type (layer1.0."),
     "many": (lambda s: [s.pop(f"layer1.{i}.conv{j}.weight") for i in range(3) for j in (1, 2)], "6 missing (layer1.0.conv1.weight, "),
 }
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import sys
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from models.networks import build
+from models.writers import _cell
 from tests.conftest import ROOT
 from utils.files.checkpoint import save_checkpoint
 from utils.spec import ModelSpec
@@ -67,6 +70,27 @@ def test_a_heic_photo_is_predicted_as_the_same_pixels_in_a_png(script, tmp_path)
     assert [entry["path"].rsplit(".")[-1] for entry in entries] == ["heic", "png"] * 3
     for photo, png in zip(entries[::2], entries[1::2], strict=True):
         assert photo["topk"] == png["topk"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_or_no_name_for_a_terminal_or_a_spreadsheet(script, tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    names = [b"latin_\xe9.png", b"red_\x1b[31m.png", b"=1+1.png"]
+    for name in names:
+        shutil.copy(DIGITS[0], os.path.join(os.fsencode(source), name))
+    done = script("predict.py", "--source", source, "--save-csv", "--save-json", "--save-txt", "--project", tmp_path / "runs")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    assert "red_\\x1b[31m.png" in done.out
+    rows = (tmp_path / "runs/exp/predictions.csv").read_bytes()
+    assert all(name in rows for name in names)
+    assert b"\n'=1+1.png," in rows or b"\n=1+1.png," not in rows
+    assert len(list((tmp_path / "runs/exp/labels").iterdir())) == 3
+
+
+def test_a_cell_is_no_formula():
+    assert [_cell(text) for text in ("=1+1", "+a", "-a", "@a", "a=b", "")] == ["'=1+1", "'+a", "'-a", "'@a", "a=b", ""]
 
 
 @pytest.mark.parametrize("script_name", ["predict.py", "train.py", "prune.py", "export.py", "val.py"])

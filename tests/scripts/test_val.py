@@ -45,6 +45,14 @@ def test_val_is_the_part_that_training_held_out(script, tmp_path):
     assert json.loads((tmp_path / "runs/val/exp2/results.json").read_text())["loss"] != recorded["loss"]
 
 
+def test_without_data_it_is_measured_on_what_it_was_trained_on(script, tmp_path, photos):
+    trained = script("train.py", "--model", "resnet20", "--data", photos, "--imgsz", 16, "--epochs", 1, "--workers", 0)
+    assert trained.code == 0, trained.err
+    done = script("val.py", "--weights", "runs/train/exp/weights/last.pt", "--workers", 0)
+    assert done.code == 0, done.err
+    assert f"last.pt on {photos}, split val, " in done.out
+
+
 def test_classes_are_matched_by_name_and_strangers_are_refused(script, tmp_path):
     two = tmp_path / "two"
     write_images(two / "val", 2, seed=0, classes=("red", "blue"))

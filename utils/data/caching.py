@@ -129,10 +129,10 @@ def _disk_cache(split: Split, channels: int, min_side: int, folder: Path) -> tup
 def _fingerprint(split: Split, channels: int, min_side: int) -> str:
     digest = hashlib.sha256(f"{channels} {min_side}".encode())
     for name in map(split.name, range(len(split))):
-        digest.update(name.encode())
+        digest.update(os.fsencode(name))
         if os.path.exists(name):
             status = os.stat(name)
-            digest.update(f"{os.path.abspath(name)} {status.st_size} {status.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"{os.path.abspath(name)} {status.st_size} {status.st_mtime_ns}"))
     return digest.hexdigest()[:24]
 
 

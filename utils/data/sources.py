@@ -14,7 +14,7 @@ import cv2
 
 from utils.data.formats import BY_PILLOW, MAX_PIXELS, unreadable_here
 from utils.data.images import IMAGE_SUFFIXES, Image, UnreadableImage, as_bytes, as_channels, is_hidden, read_image
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".gif"})
 STREAM_PREFIXES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
@@ -137,9 +137,9 @@ def _files(paths: list[Path], root: Path, stride: int, max_pixels: int) -> Itera
             try:
                 yield from _frames(_open(str(path), str(path)), str(path), output.with_suffix(".mp4"), stride, label)
             except UserError:  # one bad file among many is skipped like a bad image
-                yield Item(str(path), output, f"{label} {path}", _unreadable("no video that OpenCV can read"))
+                yield Item(str(path), output, f"{label} {shown(path)}", _unreadable("no video that OpenCV can read"))
         else:
-            yield Item(str(path), output, f"image {number}/{len(paths)} {path}", partial(read_image, path, max_pixels=max_pixels))
+            yield Item(str(path), output, f"image {number}/{len(paths)} {shown(path)}", partial(read_image, path, max_pixels=max_pixels))
 
 
 def _open(origin: int | str, name: str) -> cv2.VideoCapture:

@@ -159,7 +159,7 @@ class Split:
         """Return a hash of file names and labels, which does not depend on where the files are."""
         digest = hashlib.sha256()
         for position, label in enumerate(self.labels.tolist()):
-            digest.update(f"{chr(10) if position else ''}{os.path.basename(self.name(position))}:{label}".encode())
+            digest.update(os.fsencode(f"{chr(10) if position else ''}{os.path.basename(self.name(position))}:{label}"))
         return digest.hexdigest()[:16]
 
 

@@ -61,9 +61,9 @@ def _fsync_directory(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """Write a text file atomically; names of files that are not UTF-8 come out as the bytes that they are."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
