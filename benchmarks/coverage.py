@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ from compression.tracing.record import OUTPUT
 from models.networks import build
 from models.networks.external import TIMM_PREFIX, torchvision_names
 from models.networks.widths import group_counts, resize_
+from utils.errors import UserError
 from utils.measures.profile import count_macs
 from utils.spec import ModelSpec
 
@@ -106,9 +106,12 @@ def size_of(name: str) -> int:
         return 224 if name.startswith(OWN_SIZE) else IMGSZ
     import timm
 
-    settings = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-    transformer = re.search("vit|former|coat|eva|hiera|volo|gcvit|twins|nest|halo|bot|lambda|mixer|gmlp|mlp", name)
-    return int(settings.input_size[-1]) if settings.fixed_input_size or transformer else IMGSZ
+    try:
+        spec = ModelSpec(name, 10, IMGSZ)
+        count_macs(build(spec), spec)
+        return IMGSZ
+    except UserError:
+        return int(timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX)).input_size[-1])
 
 
 def cut_by_peer(name: str) -> str:
