@@ -1,13 +1,13 @@
 """Which classification networks can be cut: each is cut to about 60 % of its multiply-adds.
 
 python -m benchmarks.coverage --out FILE
-python -m benchmarks.coverage --library timm --out FILE      # pip install timm torch-pruning
+python -m benchmarks.coverage --library timm --with-peer --out FILE      # pip install timm torch-pruning
 
 A network passes if its narrow form equals the masked one in eval mode, is the same after saving and loading, and takes a
 training step. Weights are random, and so are norms and scales, lest a zero or a one hide a mistake. Groups that can't be cut
 are listed with the reason. Each network runs in a process of its own. Of torchvision all are tried, of timm one of each family
-(timm_families.txt), and there Torch-Pruning cuts the same network too, if it is installed: it passes if it returns a network that
-runs and has fewer multiply-adds. Whether that equals the masked network it does not check, and neither do we.
+(timm_families.txt). With --with-peer Torch-Pruning cuts the same network too: it passes if it returns a network that runs and has
+fewer multiply-adds. Whether that equals the masked network it does not check, and neither do we.
 """
 
 from __future__ import annotations
@@ -115,11 +115,9 @@ def size_of(name: str) -> int:
 
 
 def cut_by_peer(name: str) -> str:
-    """Return what Torch-Pruning makes of a network at the same share of its channels; "" if it is not installed."""
-    try:
-        import torch_pruning
-    except ImportError:
-        return ""
+    """Return what Torch-Pruning makes of a network when it takes a quarter of the channels and heads."""
+    import torch_pruning
+
     torch.manual_seed(0)
     spec = ModelSpec(name, 10, size_of(name))
     model = build(spec).eval()
@@ -183,6 +181,7 @@ def reasons(graph: ChannelGraph) -> str:
 def main() -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--library", default="torchvision", choices=["torchvision", "timm"])
+    parser.add_argument("--with-peer", action="store_true", help="have Torch-Pruning cut each network too")
     parser.add_argument("--models", nargs="*", default=[], help="only these")
     parser.add_argument("--one", default="", help="examine one network and print its row as JSON")
     parser.add_argument("--peer", default="", help="have Torch-Pruning cut one network and print what becomes of it")
@@ -201,7 +200,7 @@ def main() -> None:
         found, why = in_a_process("--one", name, options)
         failed = {"model": name, "passes": False, "macs": 1.0, "least": 1.0, "difference": 0.0, "cut": "", "trace_s": 0.0, "stays": why}
         rows.append(found or failed)
-        if timm:
+        if options.with_peer:
             peer, why = in_a_process("--peer", name, options)
             rows[-1]["peer"] = why if peer is None else peer
         print(rows[-1], flush=True)

@@ -158,12 +158,14 @@ def timm_summary() -> str:
     passed = [row for row in rows if row["passes"]]
     whole = [row for row in passed if not row["stays"]]
     half = [row for row in passed if row["least"] <= 0.5]
-    peer = [row for row in rows if row["peer"].endswith("%")]
+    tried = [row for row in rows if row.get("peer")]
+    peer = [row for row in tried if row["peer"].endswith("%")]
     quick = [row for row in rows if row["trace_s"] <= 20]
     return (
         f"{len(rows)} networks, one of each family: {len(passed)} pass ({len(passed) / len(rows):.0%}), {len(whole)} of them whole and "
         f"{len(passed) - len(whole)} in part; {len(rows) - len(passed)} do not. Half of the multiply-adds can go in {len(half)}. "
-        f"{len(quick)} are traced and proved within 20 s on one thread. Torch-Pruning cuts {len(peer)} of them."
+        f"{len(quick)} are traced and proved within 20 s on one thread. Torch-Pruning, tried on {len(tried)} of "
+        f"them, cuts {len(peer)}."
     )
 
 
@@ -175,7 +177,7 @@ def timm_coverage() -> str:
             row["cut"].removesuffix(" groups") if row["passes"] else "**no**",
             f"{row['least']:.0%}" if row["passes"] else "-",
             row["stays"].replace("|", "\\|") or "-",
-            row["peer"].replace("|", "\\|"),
+            row.get("peer", "-").replace("|", "\\|"),
         ]
         for row in sorted(_rows("coverage_timm"), key=lambda row: str(row["model"]))
     )

@@ -82,9 +82,10 @@ def _shown(row: dict[str, str]) -> bool:
 
 def note() -> str:
     """Return where the figures come from."""
-    machine, version = content()["machine"], next(row["runtime"] for row in content()["rows"] if row["runtime"].startswith(RUNTIME))
+    machine = content()["machine"]
+    versions = sorted({row["runtime"].split()[1] for row in content()["rows"] if row["runtime"].startswith(RUNTIME)})
     where = f"{machine['cores']} cores of an {machine['processor']}, {machine['threads']} threads"
-    return f"Files in {version.replace(RUNTIME, 'ONNX Runtime')} on {where}; one checkpoint each. All figures: docs/results.md"
+    return f"Files in ONNX Runtime {' and '.join(versions)} on {where}; one checkpoint each. All figures: docs/results.md"
 
 
 LEFT, TOP, WIDTH, GAP = 1.95, 3.55, 1.3, 2.28  # of the bars, inches: where they begin, how long they are, from one to the next

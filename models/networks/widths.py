@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 HEADS = ("num_heads", "n_heads", "n_head", "heads", "num_attention_heads")  # how modules call the heads of an attention
-HEADS_WIDTHS = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size", "dim_attn")  # and the channels of all of them
+HEADS_WIDTHS = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size", "attention_dim", "dim_attn")  # and the channels of all of them
 
 
 def install_(model: nn.Module, tensors: Mapping[str, Tensor], groups: Mapping[str, int] | None = None) -> None:

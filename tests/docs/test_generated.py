@@ -22,7 +22,7 @@ def test_the_picture_shows_every_network_and_step():
     assert {network: set(steps) for network, steps in values.items()} == {key: set(measured.STEPS) for key in measured.NETWORKS}
     missing = {(network, key) for network, steps in values.items() for row in steps.values() for key, value in row.items() if value is None}
     assert missing == {("resnet50", "top1")}  # of random weights
-    assert "ONNX Runtime 1.31.1 on 2 cores of an AMD EPYC, 2 threads" in measured.note()
+    assert "ONNX Runtime 1.31.1 and 1.32.0 on 2 cores of an AMD EPYC, 2 threads" in measured.note()
 
 
 def test_the_readme_says_what_the_dense_networks_take_in_torch():
