@@ -122,8 +122,11 @@ def cut_by_peer(name: str) -> str:
     spec = ModelSpec(name, 10, size_of(name))
     model = build(spec).eval()
     total, inputs = count_macs(model, spec), torch.randn(1, 3, *spec.size)
-    heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == spec.num_classes]
-    counts = {module.qkv: module.num_heads for module in model.modules() if hasattr(module, "qkv") and hasattr(module, "num_heads")}
+    modules: list[Any] = list(model.modules())
+    heads: list[nn.Module] = [module for module in modules if isinstance(module, nn.Linear) and module.out_features == spec.num_classes]
+    counts: dict[nn.Module, int] = {
+        module.qkv: module.num_heads for module in modules if hasattr(module, "qkv") and hasattr(module, "num_heads")
+    }
     try:
         pruner = torch_pruning.pruner.BasePruner(
             model,
@@ -137,7 +140,7 @@ def cut_by_peer(name: str) -> str:
             head_pruning_ratio=0.25,
         )
         pruner.step()
-        for module in model.modules():
+        for module in modules:
             if getattr(module, "qkv", None) in pruner.num_heads:
                 module.num_heads = pruner.num_heads[module.qkv]
         model(inputs)

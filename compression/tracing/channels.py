@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -67,17 +68,26 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
 def _failing(model: nn.Module, inputs: Tensor, graph: ChannelGraph) -> dict[ChannelGroup, str]:
     """Return the groups of which some units can't be cut, with what goes wrong."""
     keep = {group.name: _some_units(place, group) for place, group in enumerate(graph.prunable)}
-    if not _failure(model, inputs, graph, keep):
-        return {}
-    alone = {group: _failure(model, inputs, graph, {group.name: keep[group.name]}) for group in graph.prunable}
-    if failed := {group: reason for group, reason in alone.items() if reason}:
-        return failed
-    together: dict[str, set[int]] = {}  # each can be cut alone, but not all at once: add them one by one
-    for group in graph.prunable:
+    return _failing_among(graph.prunable, model, inputs, graph, keep)
+
+
+def _failing_among(
+    groups: Sequence[ChannelGroup], model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: Mapping[str, set[int]]
+) -> dict[ChannelGroup, str]:
+    """Look for the groups that fail by halves: few of many do."""
+    reason = _failure(model, inputs, graph, {group.name: keep[group.name] for group in groups})
+    if not reason or len(groups) < 2:
+        return dict.fromkeys(groups, reason) if reason else {}
+    middle = len(groups) // 2
+    halves = (_failing_among(part, model, inputs, graph, keep) for part in (groups[:middle], groups[middle:]))
+    if found := {group: why for half in halves for group, why in half.items()}:
+        return found
+    together: dict[str, set[int]] = {}  # each half can be cut alone, but not both: add groups one by one
+    for group in groups:
         together[group.name] = keep[group.name]
-        if reason := _failure(model, inputs, graph, together):
-            return {group: reason}
-    return {}
+        if why := _failure(model, inputs, graph, together):
+            return {group: why}
+    return {groups[-1]: reason}
 
 
 def _some_units(place: int, group: ChannelGroup) -> set[int]:
@@ -88,7 +98,7 @@ def _some_units(place: int, group: ChannelGroup) -> set[int]:
     return set(range(group.size)) - set(gone.tolist())
 
 
-def _failure(model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: dict[str, set[int]]) -> str:
+def _failure(model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: Mapping[str, set[int]]) -> str:
     """Return why the network can't be cut so; empty where it can."""
     shrunk = deepcopy(model)
     apply_cut_(shrunk, plan_cut(graph, keep))

@@ -125,7 +125,7 @@ _RESAMPLING = (
     *(aten.replication_pad1d, aten.replication_pad2d, aten.replication_pad3d),
 )
 REDUCTIONS: dict[Any, Rule] = {
-    **dict.fromkeys((aten._softmax, aten._log_softmax), softmax),
+    **dict.fromkeys((aten._softmax, aten._safe_softmax, aten._log_softmax), softmax),
     **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean), reduction),
     aten.linalg_vector_norm: reduction,
     **dict.fromkeys(_RESAMPLING, resample),
