@@ -37,7 +37,8 @@ from compression.training.compressor import ClassifierCompressor
 from models.backends import RUNTIMES, WEIGHTS_SUFFIXES, Backend, TorchBackend, open_backend
 from models.loading import default_size
 from models.networks import build, resolve_model
-from models.networks.own import register, unwrapped, with_plain_weights
+from models.networks.own import register, unwrapped
+from models.networks.plain_weights import fold_weights_
 from models.prediction import Classes, likeliest, predict
 from models.validation import load_for, measure
 from utils import distributed
@@ -99,8 +100,8 @@ def wrap(
 ) -> Classifier:
     """Take a network of your own code: it maps float32 [B, channels, H, W] to [B, classes].
 
-    A copy is taken; what DataParallel, DDP and torch.compile put around it is left out, and weight_norm and spectral_norm
-    are folded into the weights. To open its files later, give ``load`` the class.
+    A copy is taken; what DataParallel, DDP and torch.compile put around it is left out, and weights that are computed
+    (weight_norm, spectral_norm, weight standardisation) become plain. To open its files later, give ``load`` the class.
 
     Args:
         class_names: in the order of its outputs.
@@ -108,7 +109,8 @@ def wrap(
         channels: 1 for grey, 3 for RGB.
         mean, std: per channel, for pixels in [0, 1]; by default ImageNet's.
     """
-    own = with_plain_weights(deepcopy(unwrapped(network)))
+    own = deepcopy(unwrapped(network))
+    fold_weights_(own)
     spec = ModelSpec(register(own), len(class_names), image_size(imgsz) or 224, channels, tuple(class_names))
     given = {name: tuple(values) for name, values in (("mean", mean), ("std", std)) if values is not None}
     return _stored(own, spec.with_(**given), device)

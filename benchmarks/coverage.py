@@ -68,7 +68,7 @@ def draw_(model: nn.Module) -> None:
 def examine(name: str) -> dict[str, Any]:
     """Cut one network and return its row."""
     torch.manual_seed(0)
-    spec = ModelSpec(name, 10, size_of(name))
+    spec = ModelSpec(name, 10, size_of(name), plain_weights=True)
     model = build(spec).eval()
     draw_(model)
     inputs = torch.randn(2, 3, *spec.size)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.utils import parametrizations
 
 import rankcut
@@ -158,6 +158,11 @@ def test_a_file_of_own_code_says_what_it_lacks(tmp_path):
 def test_wrappers_are_looked_through():
     bare = nn.Linear(2, 2)
     assert unwrapped(nn.DataParallel(torch.compile(nn.DataParallel(bare)))) is bare
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert unwrapped(nn.parallel.DistributedDataParallel(bare)) is bare
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

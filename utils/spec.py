@@ -61,6 +61,7 @@ class ModelSpec:
             imported network would otherwise change on reload.
         groups: numbers of groups of convolutions and group norms (by module name) that a cut has changed; no tensor's
             shape tells them.
+        plain_weights: whether weights that the architecture computes (weight standardisation) were folded into plain ones.
         quantization: how modules (by name) were replaced by quantized ones, as ``models.quantized.recipe_of`` says it.
     """
 
@@ -77,6 +78,7 @@ class ModelSpec:
     fit: str = "crop"
     norm_eps: dict[str, float] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)
+    plain_weights: bool = False
     quantization: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from compression.tracing.channels import trace
 from compression.tracing.graph import ChannelGraph
 from models.loading import LoadedClassifier, default_size, load_classifier
 from models.networks import build, resolve_model
+from models.networks.plain_weights import fold_weights_
 from utils.errors import UserError, nearest
 from utils.measures.profile import Profile, example_input, profile
 from utils.spec import ModelSpec, image_size
@@ -85,6 +86,9 @@ def load_traced(arguments: PruneArguments) -> TracedClassifier:
         spec = ModelSpec(name, arguments.num_classes, imgsz, definition=definition)
         loaded = LoadedClassifier(build(spec), spec, named=False)
     spec = loaded.spec if arguments.imgsz is None else loaded.spec.with_(imgsz=image_size(arguments.imgsz))
+    if folded := fold_weights_(loaded.model):
+        spec = spec.with_(plain_weights=True)
+        loaded.notes.append(f"{len(folded)} layers compute their weights, as {folded[0]} does; those are plain weights from here on")
     loaded = replace(loaded, spec=spec, model=loaded.model.eval())
     measured = profile(loaded.model, spec)
     graph = trace(loaded.model, example_input(loaded.model, spec))

@@ -66,28 +66,37 @@ def trace(model: nn.Module, inputs: Tensor) -> ChannelGraph:
 
 
 def _failing(model: nn.Module, inputs: Tensor, graph: ChannelGraph) -> dict[ChannelGroup, str]:
-    """Return the groups of which some units can't be cut, with what goes wrong."""
+    """Return the groups of which some units can't be cut, with what goes wrong.
+
+    Whose channels are at hand where the shrunk network fails is suspected first; then those of the others are cut, and so on.
+    """
     keep = {group.name: _some_units(place, group) for place, group in enumerate(graph.prunable)}
-    return _failing_among(graph.prunable, model, inputs, graph, keep)
+    left, failing = graph.prunable, dict[ChannelGroup, str]()
+    while True:
+        reason, suspects = _failure(left, model, inputs, graph, keep)
+        if not reason:
+            return failing
+        if len(suspects) == 1:
+            failing[suspects[0]] = reason
+        else:
+            among = suspects if suspects and _failure(suspects, model, inputs, graph, keep)[0] else left
+            group, why = _first_failing(among, model, inputs, graph, keep)
+            failing[group] = why or reason
+        left = [group for group in left if group not in failing]
 
 
-def _failing_among(
+def _first_failing(
     groups: Sequence[ChannelGroup], model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: Mapping[str, set[int]]
-) -> dict[ChannelGroup, str]:
-    """Look for the groups that fail by halves: few of many do."""
-    reason = _failure(model, inputs, graph, {group.name: keep[group.name] for group in groups})
-    if not reason or len(groups) < 2:
-        return dict.fromkeys(groups, reason) if reason else {}
-    middle = len(groups) // 2
-    halves = (_failing_among(part, model, inputs, graph, keep) for part in (groups[:middle], groups[middle:]))
-    if found := {group: why for half in halves for group, why in half.items()}:
-        return found
-    together: dict[str, set[int]] = {}  # each half can be cut alone, but not both: add groups one by one
-    for group in groups:
-        together[group.name] = keep[group.name]
-        if why := _failure(model, inputs, graph, together):
-            return {group: why}
-    return {groups[-1]: reason}
+) -> tuple[ChannelGroup, str]:
+    """Return, of groups that can't all be cut together, one that can't be cut together with those before it, and why."""
+    fine, failing, reason = 0, len(groups), ""
+    while failing - fine > 1:
+        middle = (fine + failing) // 2
+        if why := _failure(groups[:middle], model, inputs, graph, keep)[0]:
+            failing, reason = middle, why
+        else:
+            fine = middle
+    return groups[failing - 1], reason
 
 
 def _some_units(place: int, group: ChannelGroup) -> set[int]:
@@ -98,14 +107,18 @@ def _some_units(place: int, group: ChannelGroup) -> set[int]:
     return set(range(group.size)) - set(gone.tolist())
 
 
-def _failure(model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: Mapping[str, set[int]]) -> str:
-    """Return why the network can't be cut so; empty where it can."""
-    shrunk = deepcopy(model)
-    apply_cut_(shrunk, plan_cut(graph, keep))
+def _failure(
+    groups: Sequence[ChannelGroup], model: nn.Module, inputs: Tensor, graph: ChannelGraph, keep: Mapping[str, set[int]]
+) -> tuple[str, list[ChannelGroup]]:
+    """Return why these groups can't be cut together, empty where they can; and those among them whose channels were at hand."""
+    shrunk, kept = deepcopy(model), {group.name: keep[group.name] for group in groups}
+    apply_cut_(shrunk, plan_cut(graph, kept))
     noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
     try:
-        prove_channels(shrunk, graph, keep, inputs)
-        prove_outputs(shrunk, model, graph, keep, noise)
+        prove_channels(shrunk, graph, kept, inputs)
+        prove_outputs(shrunk, model, graph, kept, noise)
     except NotProved as error:
-        return str(error) or "unknown"
-    return ""
+        components = set(graph.component[error.at_hand].tolist())
+        suspected = {name for number, (name, _) in graph.units.items() if number in components}
+        return str(error) or "unknown", [group for group in groups if group.name in suspected]
+    return "", []

@@ -23,7 +23,15 @@ TOLERANCE = 1e-4  # of the outputs' largest absolute value
 
 
 class NotProved(RuntimeError):
-    """The shrunk network is not the masked one; nothing was changed. This is a defect of ours, not of the user's."""
+    """The shrunk network is not the masked one; nothing was changed. This is a defect of ours, not of the user's.
+
+    Attributes:
+        at_hand: the channels at hand where a trace failed; empty where nothing tells.
+    """
+
+    def __init__(self, message: str, at_hand: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.at_hand = torch.empty(0, dtype=torch.int64) if at_hand is None else at_hand
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def prove_channels(shrunk: nn.Module, graph: ChannelGraph, keep: Keep, inputs: T
     try:
         run_traced(shrunk, inputs, proof)
     except (Mismatch, RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise NotProved(" ".join(str(error).split())[:200]) from error
+        raise NotProved(" ".join(str(error).split())[:200], proof.at_hand) from error
     if proof.expected_fresh:
         raise NotProved("an operation of the dense network did not happen")
 

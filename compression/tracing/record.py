@@ -91,6 +91,7 @@ class TraceRecord:
         zeros: the nodes of channels that are constantly zero.
         ties: pairs of equally long vectors of nodes.
         count: how many nodes there are.
+        at_hand: where the network did not run to its end, the channels that it had at hand.
     """
 
     owned: dict[int, tuple[str, Tensor]]
@@ -115,6 +116,7 @@ class TraceRecord:
     zeros: set[int] = field(default_factory=set)
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     count: int = 0
+    at_hand: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
         self.by_name = dict(self.owned.values())
@@ -124,6 +126,10 @@ class TraceRecord:
         if (name, dim) not in self.slot_nodes:
             self.slot_nodes[name, dim] = self._number(self.by_name[name].shape[dim])
         return self.slot_nodes[name, dim]
+
+    def met(self, name: str) -> list[Tensor]:
+        """Return the nodes along each dimension of a tensor that was met."""
+        return [nodes for (tensor, _), nodes in self.slot_nodes.items() if tensor == name]
 
     def fresh(self, count: int, reason: str, zero: bool = False) -> Tensor:
         """Return new nodes that are pinned from the start; ``zero``: they are channels of zeros."""
@@ -227,6 +233,9 @@ class Proof(TraceRecord):
         if len(found) != size:
             raise Mismatch(f"{name} has {size} entries along dimension {dim}, not {len(found)}")
         return found
+
+    def met(self, name: str) -> list[Tensor]:
+        return [nodes for (tensor, _), nodes in self.expected.items() if tensor == name]
 
     def fresh(self, count: int, reason: str, zero: bool = False) -> Tensor:
         if not self.expected_fresh or len(self.expected_fresh[0]) != count:

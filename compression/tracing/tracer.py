@@ -70,13 +70,17 @@ class _Tracer(TorchDispatchMode):
         self.computed = 0
         self.calls: Counter[tuple[str, str]] = Counter()
         self.shown: dict[int, list[Contraction]] = {}  # tensor -> the contractions whose channels it shows so far
+        self.at_hand: list[Tensor] = []  # what goes into the operation that runs, or what came out of the latest
         channels = record.fresh(inputs.shape[1], "the network's input")
         self.marks[id(inputs)] = ChannelLabel(channels.view(1, -1, *[1] * (inputs.ndim - 2)), inputs.shape)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = _by_name(func, args, kwargs or {})
+        self.at_hand = tensors_among(arguments.values())
         result = func(*args, **(kwargs or {}))
         self.alive.append((args, kwargs, result))
-        self._follow(func, _by_name(func, args, kwargs or {}), result)
+        self._follow(func, arguments, result)
+        self.at_hand = tensors_among([result])
         return result
 
     def watch_modules(self, model: nn.Module) -> list[RemovableHandle]:
@@ -90,6 +94,13 @@ class _Tracer(TorchDispatchMode):
             handles.append(module.register_forward_pre_hook(lambda _, __, name=name: self.modules.append(name)))
             handles.append(module.register_forward_hook(leave, always_call=True))
         return handles
+
+    def nodes_at_hand(self) -> Tensor:
+        """Return the channels of the activations at hand; where there are none, those of the parameters."""
+        marks = [self.marks.get(id(tensor)) for tensor in self.at_hand]
+        found = [mark.ids.reshape(-1) for mark in marks if isinstance(mark, ChannelLabel)]
+        found = found or [nodes for mark in marks if isinstance(mark, Coordinates) for nodes in self.record.met(mark.name)]
+        return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
     def mark_of(self, tensor: Tensor) -> Mark | None:
         """Return what is known of a tensor."""
@@ -228,8 +239,12 @@ def run_traced(model: nn.Module, inputs: Tensor, record: TraceRecord) -> None:
     """
     inputs = inputs.detach().clone()
     tracer = _Tracer(record, inputs)
-    with evaluating(model), observed(model, tracer.watch_modules(model)), _Leaks(tracer), tracer:
-        outputs = model(inputs)
+    try:
+        with evaluating(model), observed(model, tracer.watch_modules(model)), _Leaks(tracer), tracer:
+            outputs = model(inputs)
+    except Exception:
+        record.at_hand = tracer.nodes_at_hand()
+        raise
     for output in tensors_in(outputs):
         mark = tracer.mark_of(output)
         if isinstance(mark, ChannelLabel):

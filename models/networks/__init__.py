@@ -16,6 +16,7 @@ from models.networks.densenet import CifarDenseNet
 from models.networks.googlenet import CifarGoogLeNet
 from models.networks.mobilenet import MobileNetV1, MobileNetV1Sequential, MobileNetV2
 from models.networks.plain import VGG_DEPTHS, Plain20, PlainVGG
+from models.networks.plain_weights import fold_weights_
 from models.networks.preact_resnet import CifarPreactResNet, PreactResNet
 from models.networks.resnet import CIFAR_DEPTHS, IMAGENET_DEPTHS, Bottleneck, CifarResNet, ResNet
 from models.networks.vgg import CifarVGG
@@ -134,7 +135,7 @@ def definition_of(spec: ModelSpec) -> dict[str, Any] | None:
 
 
 def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:
-    """Set what a specification holds beside the architecture: dropout and the normalisation layers' eps.
+    """Set what a specification holds beside the architecture: dropout, the normalisation layers' eps, plain weights.
 
     Raises:
         UserError: it names a layer that does not exist.
@@ -146,6 +147,9 @@ def finish_(model: nn.Module, spec: ModelSpec) -> nn.Module:
         if name not in modules:
             raise unknown("normalisation layer", name, modules)
         modules[name].eps = eps
+    if spec.plain_weights:
+        fold_weights_(model)
+        model.train()
     return model
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
+from models.networks.plain_weights import fold_weights_
 from utils.errors import UserError
 
 PREFIX = "own/"
@@ -27,22 +27,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def with_plain_weights(model: nn.Module) -> nn.Module:
-    """Return a network whose weights are parameters, in place: weight_norm and spectral_norm are folded into them.
-
-    A norm of a weight runs over channels that a cut removes, so only the weight that it makes can be cut.
-    """
-    model.eval()  # or spectral_norm would take a step
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            weights = {name: getattr(module, name).detach().clone() for name in cast(nn.ModuleDict, module.parametrizations)}
-            module.__class__ = type(module).__bases__[0]  # torch's own way back would change the class of the user's network too
-            del module.parametrizations
-            for name, weight in weights.items():
-                module.register_parameter(name, nn.Parameter(weight))
-    return model
-
-
 def register(network: nn.Module | Callable[[], nn.Module]) -> str:
     """Make a network known under the name of its class, and return that name.
 
@@ -53,7 +37,8 @@ def register(network: nn.Module | Callable[[], nn.Module]) -> str:
         UserError: it is neither.
     """
     if isinstance(network, nn.Module):
-        original = with_plain_weights(deepcopy(unwrapped(network)).cpu())
+        original = deepcopy(unwrapped(network)).cpu()
+        fold_weights_(original)
         factory: Callable[[], nn.Module] = partial(deepcopy, original)
     else:
         factory, original = network, network() if callable(network) else network
@@ -73,4 +58,6 @@ def build(name: str) -> nn.Module:
     if name not in _factories:
         kind = name.removeprefix(PREFIX)
         raise UserError(f"{kind} is a network of your own code, which is not in the file: rankcut.load(FILE, network={kind})")
-    return with_plain_weights(unwrapped(_factories[name]())).train()
+    model = unwrapped(_factories[name]())
+    fold_weights_(model)
+    return model.train()

@@ -30,6 +30,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path / "nowhere"))  # undoes what the first cell does to the path
     monkeypatch.setattr("compression.exporting.measuring.ROUNDS", 1)
     monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
+    monkeypatch.setattr("compression.pruning.arguments.MANY", 96)
     namespace: dict[str, object] = {"__name__": "notebook"}
     first, *others = CELLS
     exec(first.replace("EPOCHS = 10", "EPOCHS = 3"), namespace)

@@ -172,6 +172,7 @@ def test_the_python_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compression.exporting.measuring.ROUNDS", 1)
     monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
+    monkeypatch.setattr("compression.pruning.arguments.MANY", 96)
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks(ROOT / "docs" / "python.md", "python"):
         exec(compile(block, "docs/python.md", "exec"), namespace)

@@ -42,7 +42,8 @@ def test_a_run_of_oblong_images_goes_all_the_way(script, strips, tmp_path, fit):
     done = script("val.py", "--weights", weights, *common, "--project", tmp_path, "--name", "v")
     assert done.code == 0, done.err
     done = script(
-        "prune.py", "--weights", weights, *common, "--macs", 0.6, "--images", 16, "--project", tmp_path, "--name", "p", "--round-to", 1
+        *("prune.py", "--weights", weights, *common, "--macs", 0.6, "--images", 16, "--project", tmp_path, "--name", "p"),
+        *("--round-to", 1, "--allocation", "uniform"),
     )
     assert done.code == 0, done.err
     pruned = tmp_path / "p/weights/pruned.pt"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from compression.tracing import channels
 from compression.tracing.channels import trace
 from models.networks import ARCHITECTURES
 from tests.zoo import ZOO, Net, conv, example, layers, make, net, randomised
@@ -311,3 +312,20 @@ def test_what_is_no_module_or_does_not_show_what_it_computes_is_refused_in_one_l
         scripted = nn.Sequential(nn.Conv2d(1, 2, 1), torch.jit.script(nn.Conv2d(2, 2, 1)))
     with pytest.raises(UserError, match="a scripted module does not show what it computes"):
         trace(scripted, torch.zeros(1, 1, 4, 4))
+
+
+def test_what_fails_is_found_where_it_fails(monkeypatch):
+    """Half of the layers can't be cut, since their maps are reshaped to fixed sizes: a proof for each finds them."""
+
+    class Fixed(nn.Module):
+        def forward(self, maps):
+            return maps.flatten(2).reshape(len(maps), 8, maps.shape[2] * maps.shape[3]).unflatten(2, maps.shape[2:])
+
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), Fixed(), nn.Conv2d(8, 8, 1), nn.ReLU()) for _ in range(6)]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    proofs, failure = [], channels._failure
+    monkeypatch.setattr(channels, "_failure", lambda *arguments: proofs.append(1) or failure(*arguments))
+    graph = trace(network, torch.randn(1, 3, 16, 16))
+    assert [group.name for group in graph.prunable] == ["0", *(f"{i}.2" for i in range(1, 7))]
+    assert len(proofs) <= 6 + 2
