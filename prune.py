@@ -11,7 +11,7 @@ from typing import Any
 
 from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.plan import make_plan
-from compression.pruning.report import comparison_text, groups_text, steps_text, write_files
+from compression.pruning.report import comparison_text, groups_text, latency_text, steps_text, write_files
 from compression.pruning.run import criterion_of, run_pruning
 from compression.pruning.traced_classifier import load_traced
 from compression.pruning.widths import compress_rate_of, widths_before_scoring
@@ -92,6 +92,8 @@ def prune(arguments: PruneArguments) -> None:
         f"groups tie with another\ncompress_rate {results['compress_rate']}\n"
         f"proved: narrow and masked outputs differ by {results['max_relative_difference']:.1e} of their scale"
     )
+    if "latency" in results:
+        print(latency_text(results["latency"]))
     for name, top1 in results["controls"].items():
         print(f"control {name:<15}top-1 {top1:.2%}")
     data = arguments.data if results["labels"] == "data set" else "FOLDER"

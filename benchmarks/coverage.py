@@ -28,12 +28,12 @@ from torch import nn
 
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.allocation import Budget, allocate
-from compression.pruning.costs import macs_cost
 from compression.pruning.narrowing import spec_of
 from compression.pruning.plan import entries_of, make_plan
 from compression.pruning.surgery import shrink_
 from compression.scoring.criteria import score
 from compression.tracing.channels import trace
+from compression.tracing.costs import macs_cost
 from compression.tracing.cutting import relative_difference
 from compression.tracing.graph import ChannelGraph
 from compression.tracing.record import OUTPUT

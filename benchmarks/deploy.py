@@ -28,13 +28,13 @@ from compression.exporting.graphs import ExportSource
 from compression.exporting.measuring import difference_of, noise_images, refuse_wrong_outputs, size_of, times_of
 from compression.exporting.run import EVALUATION_BATCH
 from compression.pruning.allocation import Budget, allocate
-from compression.pruning.costs import macs_cost
 from compression.pruning.narrowing import spec_of
 from compression.pruning.plan import entries_of, make_plan
 from compression.pruning.surgery import shrink_
 from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import score
 from compression.tracing.channels import trace
+from compression.tracing.costs import macs_cost
 from models.backends import Backend, TorchBackend, open_backend
 from models.backends.exported import CPU
 from models.backends.metadata import Metadata

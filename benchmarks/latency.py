@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.reporting import benchmark_parser, parse_options, report
 from compression.pruning.allocation import Budget, allocate
-from compression.pruning.costs import macs_cost
 from compression.pruning.plan import entries_of, make_plan
 from compression.tracing.channels import trace
+from compression.tracing.costs import macs_cost
 from compression.tracing.cutting import apply_cut_, plan_cut
 from models.networks import build
 from utils.errors import UserError

@@ -164,8 +164,7 @@ def timm_summary() -> str:
     return (
         f"{len(rows)} networks, one of each family: {len(passed)} pass ({len(passed) / len(rows):.1%}), {len(whole)} of them whole and "
         f"{len(passed) - len(whole)} in part; {len(rows) - len(passed)} do not. Half of the multiply-adds can go in {len(half)}. "
-        f"{len(quick)} are traced and proved within 20 s on one thread. Torch-Pruning, tried on {len(tried)} of "
-        f"them, cuts {len(peer)}."
+        f"{len(quick)} are traced and proved within 20 s on one thread. Torch-Pruning, tried on {len(tried)}, cuts {len(peer)}."
     )
 
 

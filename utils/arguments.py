@@ -18,7 +18,7 @@ from utils.errors import UserError, closest, nearest, unknown
 
 Arguments = TypeVar("Arguments")
 # In the order of --help.
-GROUPS = ("data", "network", "training", "pruning", "schedule", "distillation", "quantization", "analysis", "output", "run")
+GROUPS = ("data", "network", "training", "pruning", "latency", "schedule", "distillation", "quantization", "analysis", "output", "run")
 _KINDS = {int: ("N", "a whole number"), float: ("X", "a number"), str: ("TEXT", "text")}  # metavar, and the type in an error
 _ARGPARSE_WORDS = {"expected": "expects", "ignored explicit argument": "takes no value, but was given"}
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compression.pruning.costs import Cost
 from compression.pruning.plan import Entry
+from compression.tracing.costs import Cost
 from compression.tracing.graph import ChannelGraph
 from utils.errors import UserError
 

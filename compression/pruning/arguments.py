@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+from compression.latency.runtimes import PRECISIONS, RUNTIMES, check_runtime
 from compression.pruning.allocation import ALLOCATIONS, check_share
 from compression.pruning.rates import parse_rates
 from compression.scoring.criteria import CRITERIA
+from utils import distributed
 from utils.arguments import check_at_least, flag, shared
 from utils.errors import UserError
 
+AMOUNTS = ("compress_rate", "macs", "params", "latency", "latency_ms")
 MANY, FEW, SMALL = 1024, 512, 96  # images that a cut is made on: many where they have at most so many pixels a side
 
 
@@ -35,6 +39,16 @@ class PruneArguments:
     )
     macs: float | None = flag(None, "share of the multiply-adds to keep", metavar="SHARE", group="pruning")
     params: float | None = flag(None, "share of the parameters to keep", metavar="SHARE", group="pruning")
+    latency: float | None = flag(
+        None, "share of the dense network's time to keep, in the runtime that will run it", group="latency", metavar="SHARE"
+    )
+    latency_ms: float | None = flag(None, "milliseconds that the network may take there", group="latency", metavar="MS")
+    runtime: str = flag("", "what will run it (default: onnxruntime where it is installed)", choices=RUNTIMES, group="latency")
+    precision: str = flag("fp32", "of the file that will run", choices=PRECISIONS, group="latency")
+    threads: int = flag(0, "threads that will run it (default: those of torch)", metavar="N", group="latency")
+    latency_batch: int = flag(1, "images per pass when it runs", metavar="N", group="latency")
+    latency_table: str = flag("", "times of another device, from benchmarks/device_probe.py", metavar="FILE", group="latency")
+    write_probes: str = flag("", "also write the files that device_probe.py times on another device", metavar="FOLDER", group="latency")
     allocation: str = flag(
         "",
         "spread a budget evenly, or where it is measured to cost the least (default; a dry run, which measures nothing, spreads evenly)",
@@ -79,6 +93,16 @@ class PruneArguments:
         return self.images or (MANY if imgsz <= SMALL else FEW)
 
     @property
+    def asks_for_time(self) -> bool:
+        """Whether the budget is a time."""
+        return self.latency is not None or self.latency_ms is not None
+
+    @property
+    def runtime_name(self) -> str:
+        """The runtime that times are for."""
+        return self.runtime or ("onnxruntime" if find_spec("onnxruntime") and find_spec("onnx") else "torch")
+
+    @property
     def measures_damage(self) -> bool:
         """Whether a budget is spread by what a cut is measured to cost."""
         by_default = not self.dry_run and not self.compress_rate
@@ -91,19 +115,23 @@ def check_arguments(arguments: PruneArguments) -> None:
     Raises:
         UserError: a value is out of range, flags do not go together, or the amount is not given exactly once.
     """
-    amounts = [f"--{name}" for name in ("compress_rate", "macs", "params") if getattr(arguments, name) not in ("", None)]
+    given = [name for name in AMOUNTS if getattr(arguments, name) not in ("", None)]
+    amounts = [f"--{name if name == 'compress_rate' else name.replace('_', '-')}" for name in given]
     if len(amounts) > 1:
         raise UserError(f"{' and '.join(amounts)} exclude each other")
     if not amounts and not arguments.dry_run:
-        raise UserError("say how much goes: --compress_rate (share of the channels that goes), --macs or --params (share that stays)")
+        raise UserError(
+            "say how much goes: --compress_rate (share of the channels that goes), --macs, --params or --latency (share that stays)"
+        )
     if arguments.compress_rate:
         parse_rates(arguments.compress_rate)
         if arguments.allocation == "sensitivity":
             raise UserError("--allocation sensitivity is for a budget (--macs or --params); --compress_rate sets the widths itself")
-    for name in ("macs", "params"):
+    for name in ("macs", "params", "latency"):
         if (share := getattr(arguments, name)) is not None:
             check_share(name, share)
-    check_at_least(arguments, round_to=1, min_channels=1, batch_size=1, num_classes=1, seed=0)
+    check_at_least(arguments, round_to=1, min_channels=1, batch_size=1, num_classes=1, seed=0, threads=0, latency_batch=1)
+    _check_latency(arguments)
     if arguments.images is not None:
         check_at_least(arguments, images=1)
     if arguments.recalibrate_bn and min(arguments.images or FEW, arguments.batch_size) < 2:
@@ -114,3 +142,21 @@ def check_arguments(arguments: PruneArguments) -> None:
         raise UserError(f"--ranks gives the scores, so --criterion {arguments.criterion} can't be used too")
     if arguments.json and not arguments.dry_run:
         raise UserError("--json needs --dry-run; without it the results are written to results.json in the run's folder")
+
+
+def _check_latency(arguments: PruneArguments) -> None:
+    if arguments.asks_for_time:
+        if arguments.latency_ms is not None and not 0 < arguments.latency_ms < float("inf"):
+            raise UserError(f"latency-ms is {arguments.latency_ms}; it must be above 0")
+        if arguments.allocation == "uniform":
+            raise UserError("--allocation uniform is for --macs or --params; a latency is kept by what is measured")
+        if not arguments.dry_run:
+            check_runtime(arguments.runtime_name, arguments.precision)
+        if distributed.launched():
+            raise UserError("--latency measures times, which several processes on one machine disturb; run it without torchrun")
+        return
+    for name in ("runtime", "threads", "latency_table", "write_probes"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')} is for a budget of time: give --latency or --latency-ms too")
+    if arguments.precision != "fp32" or arguments.latency_batch != 1:
+        raise UserError("--precision and --latency-batch are for a budget of time: give --latency or --latency-ms too")

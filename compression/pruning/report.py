@@ -82,6 +82,17 @@ def comparison_text(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def latency_text(latency: Mapping[str, Any]) -> str:
+    """Return what a budget of time came to: asked, predicted and measured."""
+    dense, narrow = latency["measured_ms"]
+    where = f"{latency['runtime']} {latency['precision']}, {latency['threads']} threads, batch {latency['batch']}"
+    kept = f"budget {latency['budget_ms']:.3f} ms, predicted {latency['predicted_ms']:.3f} ms"
+    if narrow is None:
+        return f"latency in {where}: {kept}; not measured here, as the table is another machine's"
+    over = "" if narrow <= latency["budget_ms"] else " (OVER)"
+    return f"latency in {where}: {kept}, measured {narrow:.3f} ms{over}, dense {dense:.3f} ms ({narrow / dense:.2f})"
+
+
 def _accuracy(results: Mapping[str, Any]) -> str:
     return "top-1 (val)" if results["labels"] == "data set" else "agreement (val)"
 

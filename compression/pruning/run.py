@@ -17,7 +17,7 @@ from torch import nn
 from compression.layers.pieces import images_of_a_piece
 from compression.pruning.allocation import Budget, allocate
 from compression.pruning.arguments import PruneArguments, check_arguments
-from compression.pruning.costs import macs_cost
+from compression.pruning.latency_budget import budget_of_time, latency_results
 from compression.pruning.narrowing import spec_of
 from compression.pruning.plan import PruningPlan, make_plan
 from compression.pruning.recovery import Recovery, recover_
@@ -29,6 +29,7 @@ from compression.pruning.widths import choose_plan, compress_rate_of, widths_bef
 from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import default_criterion, score, score_by_files
 from compression.scoring.scores import NetworkScores
+from compression.tracing.costs import macs_cost
 from models.backends import TorchBackend
 from models.networks.widths import group_counts
 from models.validation import load_for, measure
@@ -79,8 +80,9 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
     classifier.loaded.spec = dense.spec  # the data may have named the classes
     count = arguments.images_for(dense.spec.longest)
     calibration = sample(data.split("train"), dense.spec, count, arguments.batch_size, arguments.seed)
+    time = budget_of_time(arguments, classifier, calibration) if arguments.asks_for_time else None
     criterion, scored = _score(arguments, classifier, calibration, widths)
-    widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored, widths))
+    widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored, widths, time))
     if not plan.kept:
         raise _nothing_to_cut()
     bench = _Bench(arguments, classifier, data, device)
@@ -103,6 +105,9 @@ def run_pruning(arguments: PruneArguments) -> PruningOutcome:
         "controls": _controls(bench, calibration, widths) if arguments.controls else {},
     }
     notes = list(dense.notes)
+    if time:
+        results["latency"] = latency_results(time, arguments, classifier.model, narrow)
+        notes.append(time.note)
     if arguments.refit and len(calibration) < HELD_OUT:
         notes.append(f"not refitted: that takes at least {HELD_OUT} images, and there are {len(calibration)}")
     return PruningOutcome(classifier, plan, scored, checkpoint, results, notes)

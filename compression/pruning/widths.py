@@ -8,12 +8,13 @@ from dataclasses import replace
 from compression.layers.readers import measure_readers
 from compression.pruning.allocation import Budget, Damage, allocate
 from compression.pruning.arguments import PruneArguments
-from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import PROBED, measure_damage
+from compression.pruning.latency_budget import LatencyBudget
 from compression.pruning.plan import PruningPlan, make_plan, rates_of_widths, widths_of_rates
 from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.calibration import Calibration
 from compression.scoring.scores import NetworkScores
+from compression.tracing.costs import macs_cost, params_cost
 from utils.measures.profile import count_macs
 
 DAMAGE_IMAGES = (32, 128)  # images on which damage is measured: at least, at most
@@ -41,12 +42,14 @@ def choose_plan(
     calibration: Calibration,
     scored: NetworkScores,
     widths: dict[str, int] | None,
+    time: LatencyBudget | None = None,
 ) -> tuple[dict[str, int], PruningPlan]:
     """Return the widths, unless they are known, measured by sensitivity, and the units that stay.
 
     Args:
         scored: which units matter.
         widths: those of ``widths_before_scoring``.
+        time: the budget, if it is one of time.
     """
     graph, orders = classifier.graph, scored.orders
     damage: Damage | None = None
@@ -60,6 +63,9 @@ def choose_plan(
         return widths, make_plan(graph, widths, orders)
     if widths is None:
         damage = _damage(arguments, classifier, calibration, scored)
+    if time:
+        assert damage is not None
+        return time.choose(damage, orders, arguments.min_channels)
     budget = aim = budget_of(arguments, classifier)
     widths, plan = plan_within(aim) if widths is None else (widths, make_plan(graph, widths, orders))
     while (spent := budget.cost.of(plan.kept)) > budget.limit:  # the chosen units have more channels than the mean

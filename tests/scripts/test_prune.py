@@ -16,9 +16,9 @@ import yaml
 
 from compression.pruning import narrowing
 from compression.pruning import report as pruning_report
-from compression.pruning.costs import Cost
 from compression.pruning.plan import Entry, PruningPlan
 from compression.tracing.channels import trace
+from compression.tracing.costs import Cost
 from compression.tracing.cutting import apply_cut_, plan_cut
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor

@@ -15,12 +15,12 @@ from torch import nn
 from compression.layers.readers import measure_readers
 from compression.pruning import damage as damage_module
 from compression.pruning.allocation import Budget, allocate, allowed_widths
-from compression.pruning.costs import macs_cost, params_cost
 from compression.pruning.damage import measure_damage
 from compression.pruning.hrank_entries import convolutions_of
 from compression.pruning.plan import Entry, PruningPlan, entries_of, entry_table, make_plan, rates_of_widths, widths_of_rates
 from compression.scoring.calibration import Calibration
 from compression.tracing.channels import trace
+from compression.tracing.costs import macs_cost, params_cost
 from compression.tracing.cutting import apply_cut_, plan_cut
 from compression.tracing.graph import ChannelGroup
 from models.networks import build

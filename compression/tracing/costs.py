@@ -64,6 +64,10 @@ class Cost:
         """Return widths in the order of the groups; groups that are not named are whole."""
         return np.array([widths.get(name, size) for name, size in zip(self.names, self.full, strict=True)], dtype=np.float64)
 
+    def sizes(self, widths: Widths) -> Widths:
+        """Return the sizes of the terms' tensors [dims, terms] at widths; at many, [N, groups], those of each [dims, N, terms]."""
+        return np.stack([constant + widths @ slope.T for constant, slope in zip(self.constant, self.slope, strict=True)])
+
     def __call__(self, widths: Widths) -> float:
         """Return the cost at widths."""
         product = self.fixed
