@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from compression.pruning.arguments import PruneArguments, check_arguments
+from compression.pruning.frontier import frontier_text, outcome_of, tolerance_text
 from compression.pruning.plan import make_plan
-from compression.pruning.report import comparison_text, groups_text, latency_text, steps_text, write_files
-from compression.pruning.run import criterion_of, run_pruning
+from compression.pruning.report import comparison_text, groups_text, latency_text, steps_text, write_files, write_sweep
+from compression.pruning.run import PruningRun, criterion_of
 from compression.pruning.traced_classifier import load_traced
 from compression.pruning.widths import compress_rate_of, widths_before_scoring
 from compression.scoring.criteria import CRITERIA
 from utils import distributed
 from utils.arguments import parse, to_record
-from utils.errors import run_script
+from utils.errors import UserError, run_script
 from utils.files.runs import RunDirectory, write_json
 from utils.files.yaml_files import write_yaml
 from utils.output.commands import command
@@ -30,6 +31,8 @@ def main() -> None:
         print("\n".join(f"{name:<18}{criterion.meaning}" for name, criterion in CRITERIA.items()))
     elif arguments.dry_run and distributed.is_main():
         dry_run(arguments)
+    elif arguments.sweep:
+        prune_to_each(arguments)
     elif not arguments.dry_run:
         prune(arguments)
 
@@ -71,9 +74,26 @@ def dry_run(arguments: PruneArguments) -> None:
         write_json(Path(arguments.json), results)
 
 
+def prune_to_each(arguments: PruneArguments) -> None:
+    """Prune to each share of --sweep, write a checkpoint for each, and print the table."""
+    run = PruningRun(arguments)
+    directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
+    try:
+        write_yaml(directory.path / "opt.yaml", to_record(arguments))
+        before, rows = write_sweep(directory, run)
+    except (OSError, UserError):
+        directory.discard()
+        raise
+    for note in run.dense.notes:
+        print(f"note   {note}")
+    print(f"\n{frontier_text(before, rows, arguments.by)}\n\nresults in {directory.path}")
+    print(f"next: {command('train', weights=rows[-1]['weights'], data=arguments.data)}")
+
+
 def prune(arguments: PruneArguments) -> None:
     """Prune, write the run's files, and print the results."""
-    outcome = run_pruning(arguments)
+    run = PruningRun(arguments)
+    outcome = outcome_of(run)
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     if not distributed.is_main():
         return
@@ -92,6 +112,8 @@ def prune(arguments: PruneArguments) -> None:
         f"groups tie with another\ncompress_rate {results['compress_rate']}\n"
         f"proved: narrow and masked outputs differ by {results['max_relative_difference']:.1e} of their scale"
     )
+    if "tolerance" in results:
+        print(f"\n{tolerance_text(results['tolerance'], run.before.images)}")
     if "latency" in results:
         print(latency_text(results["latency"]))
     for name, top1 in results["controls"].items():

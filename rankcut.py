@@ -31,7 +31,7 @@ from torch import nn
 from compression.exporting.arguments import ExportArguments
 from compression.exporting.run import prepare_export, run_export
 from compression.pruning.arguments import PruneArguments
-from compression.pruning.run import run_pruning
+from compression.pruning.frontier import prune_once
 from compression.training.arguments import TrainArguments
 from compression.training.compressor import ClassifierCompressor
 from models.backends import RUNTIMES, WEIGHTS_SUFFIXES, Backend, TorchBackend, open_backend
@@ -204,12 +204,12 @@ class Classifier:
         Args:
             data: images to score and refit on, and to measure the accuracy on.
             macs: share of the multiply-adds that stays.
-            options: flags of prune.py, such as ``params=0.5``, ``compress_rate="0.3"``, ``criterion="rank"``.
+            options: flags of prune.py, such as ``params=0.5``, ``latency=0.5``, ``max_drop=0.01``, ``compress_rate="0.3"``.
 
         Raises:
             NotProved: the cut network is not the masked one.
         """
-        outcome = run_pruning(self._arguments(PruneArguments, {"data": data, "macs": macs, **options}))
+        outcome = prune_once(self._arguments(PruneArguments, {"data": data, "macs": macs, **options}))
         home = _Home()
         path = home.path / "pruned.pt"
         save_checkpoint(path, outcome.checkpoint)

@@ -52,7 +52,7 @@ def examine(name: str, size: int, runtime: str, precision: str, threads: int, we
         row = {"network": f"{name}:{size}", "runtime": runtime, "precision": precision, "share": share, "error": budget.model.error}
         row |= {"dense_ms": budget.dense_ms, "predicted": math.nan, "measured": math.nan, "kept": None, "refused": ""}
         try:
-            _, plan = budget.choose(partial(squared, weight), orders, 1)
+            _, plan = budget.choose(partial(squared, weight), orders, 1, share)
         except UserError as error:
             rows.append({**row, "refused": str(error)})
             continue

@@ -13,7 +13,7 @@ from utils import distributed
 from utils.arguments import check_at_least, flag, shared
 from utils.errors import UserError
 
-AMOUNTS = ("compress_rate", "macs", "params", "latency", "latency_ms")
+AMOUNTS = ("compress_rate", "macs", "params", "latency", "latency_ms", "sweep", "max_drop")
 MANY, FEW, SMALL = 1024, 512, 96  # images that a cut is made on: many where they have at most so many pixels a side
 
 
@@ -39,6 +39,11 @@ class PruneArguments:
     )
     macs: float | None = flag(None, "share of the multiply-adds to keep", metavar="SHARE", group="pruning")
     params: float | None = flag(None, "share of the parameters to keep", metavar="SHARE", group="pruning")
+    sweep: tuple[float, ...] = flag((), "cut to each of these shares, a file each", metavar="SHARE", many=True, group="pruning")
+    max_drop: float | None = flag(
+        None, "cut as far as top-1 on the validation images falls by no more than this", metavar="SHARE", group="pruning"
+    )
+    by: str = flag("macs", "what the shares of --sweep and --max-drop are of", choices=("macs", "params", "latency"), group="pruning")
     latency: float | None = flag(
         None, "share of the dense network's time to keep, in the runtime that will run it", group="latency", metavar="SHARE"
     )
@@ -95,7 +100,8 @@ class PruneArguments:
     @property
     def asks_for_time(self) -> bool:
         """Whether the budget is a time."""
-        return self.latency is not None or self.latency_ms is not None
+        several = bool(self.sweep) or self.max_drop is not None
+        return self.latency is not None or self.latency_ms is not None or (several and self.by == "latency")
 
     @property
     def runtime_name(self) -> str:
@@ -115,7 +121,7 @@ def check_arguments(arguments: PruneArguments) -> None:
     Raises:
         UserError: a value is out of range, flags do not go together, or the amount is not given exactly once.
     """
-    given = [name for name in AMOUNTS if getattr(arguments, name) not in ("", None)]
+    given = [name for name in AMOUNTS if getattr(arguments, name) not in ("", None, ())]
     amounts = [f"--{name if name == 'compress_rate' else name.replace('_', '-')}" for name in given]
     if len(amounts) > 1:
         raise UserError(f"{' and '.join(amounts)} exclude each other")
@@ -130,6 +136,7 @@ def check_arguments(arguments: PruneArguments) -> None:
     for name in ("macs", "params", "latency"):
         if (share := getattr(arguments, name)) is not None:
             check_share(name, share)
+    _check_several(arguments)
     check_at_least(arguments, round_to=1, min_channels=1, batch_size=1, num_classes=1, seed=0, threads=0, latency_batch=1)
     _check_latency(arguments)
     if arguments.images is not None:
@@ -160,3 +167,18 @@ def _check_latency(arguments: PruneArguments) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for a budget of time: give --latency or --latency-ms too")
     if arguments.precision != "fp32" or arguments.latency_batch != 1:
         raise UserError("--precision and --latency-batch are for a budget of time: give --latency or --latency-ms too")
+
+
+def _check_several(arguments: PruneArguments) -> None:
+    if not arguments.sweep and arguments.max_drop is None:
+        if arguments.by != "macs":
+            raise UserError("--by is for --sweep and --max-drop")
+        return
+    for share in arguments.sweep:
+        check_share("sweep", share)
+    if arguments.max_drop is not None and not 0 <= arguments.max_drop < 1:
+        raise UserError(f"max-drop is {arguments.max_drop}; it is a share of the images, in [0, 1)")
+    flag = "--sweep" if arguments.sweep else "--max-drop"
+    for name, wrong in (("dry-run", arguments.dry_run), ("controls", arguments.controls), ("torchrun", distributed.launched())):
+        if wrong:
+            raise UserError(f"{flag} does not go with {'torchrun' if name == 'torchrun' else f'--{name}'}")

@@ -58,8 +58,10 @@ class LatencyBudget:
     on_this_machine: bool
     predicted_ms: float = 0.0
 
-    def choose(self, damage: Damage, orders: Mapping[str, Sequence[int]], min_channels: int) -> tuple[dict[str, int], PruningPlan]:
-        """Return widths within the budget and the units that stay.
+    def choose(
+        self, damage: Damage, orders: Mapping[str, Sequence[int]], min_channels: int, share: float | None = None
+    ) -> tuple[dict[str, int], PruningPlan]:
+        """Return widths within the budget and the units that stay; a share of the dense network's time becomes the budget.
 
         Widths that were chosen are measured, where this is the machine, and what is predicted is set right by that, until the
         budget is kept and nearly used.
@@ -67,6 +69,8 @@ class LatencyBudget:
         Raises:
             UserError: the budget can't be reached.
         """
+        if share is not None:
+            self.limit_ms = share * self.dense_ms
         graph, model, kept = self.candidates.graph, self.model, dict[float, tuple[dict[str, int], PruningPlan]]()
         for _ in range(TRIES):
             search = TimeSearch(self.entries, model.names, model.full, model.at, damage, min_channels)
@@ -121,8 +125,7 @@ def budget_of_time(arguments: PruneArguments, classifier: TracedClassifier, cali
         here = table.setting.machine == setting.machine and table.setting.threads == setting.threads
         dense_ms = shipped_ms(candidates, classifier.model, classifier.model, batch)[0] if here else table.timed[0].ms
         model = model_of(graph, table, dense_ms)
-    limit = arguments.latency * dense_ms if arguments.latency is not None else arguments.latency_ms
-    assert limit is not None
+    limit = arguments.latency_ms if arguments.latency_ms is not None else dense_ms
     note += f"; predictions are off by {model.error:.1%} on average"
     return LatencyBudget(candidates, classifier.cuttable, model, dense_ms, limit, batch, note, here)
 

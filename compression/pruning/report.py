@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compression.pruning.run import PruningOutcome
+from compression.pruning.frontier import frontier_row, sweep
+from compression.pruning.run import PruningOutcome, PruningRun
 from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.criteria import CRITERIA
 from compression.scoring.ranks import save_ranks
 from utils.files.checkpoint import save_checkpoint, write_text
 from utils.files.runs import RunDirectory, write_json
-from utils.output.plots import plot_scores, plot_widths
+from utils.output.plots import plot_frontier, plot_scores, plot_widths
 
 
 def write_files(directory: RunDirectory, outcome: PruningOutcome) -> Path:
@@ -40,6 +41,30 @@ def write_files(directory: RunDirectory, outcome: PruningOutcome) -> Path:
     plot_widths([r["name"] for r in rows], [r["channels"] for r in rows], [r["kept"] for r in rows], folder / "widths.png")
     write_json(folder / "results.json", outcome.results)
     return checkpoint
+
+
+def write_sweep(directory: RunDirectory, run: PruningRun) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Cut to each share of a sweep and write a checkpoint for each, frontier.csv, frontier.png and results.json as they come.
+
+    Returns:
+        The dense network's row, and those of the others.
+    """
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    before: dict[str, Any] = {}
+    for share, outcome in sweep(run):
+        checkpoint, results = directory.weights / f"pruned-{share:g}.pt", outcome.results
+        save_checkpoint(checkpoint, outcome.checkpoint)
+        rows.append(frontier_row(share, outcome, str(checkpoint)))
+        ms = results["latency"]["measured_ms"][0] if "latency" in results else results["latency_ms"][0]
+        before = {**{name: results[name][0] for name in ("macs", "params", "top1", "bytes")}, "latency_ms": ms}
+        runs.append(results)
+        write_json(directory.path / "results.json", {"by": run.arguments.by, "dense": before, "frontier": rows, "runs": runs})
+        columns = list(rows[0])
+        table = [",".join(columns), *(",".join(str(row[column]) for column in columns) for row in rows)]
+        write_text(directory.path / "frontier.csv", "\n".join(table) + "\n")
+    plot_frontier(before, rows, directory.path / "frontier.png")
+    return before, rows
 
 
 def groups_text(classifier: TracedClassifier, widths: Mapping[str, int] | None) -> str:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from compression.layers.pieces import images_of_a_piece
-from compression.pruning.allocation import Budget, allocate
+from compression.pruning.allocation import Budget, Damage, allocate
 from compression.pruning.arguments import PruneArguments, check_arguments
 from compression.pruning.latency_budget import budget_of_time, latency_results
 from compression.pruning.narrowing import spec_of
@@ -25,7 +26,7 @@ from compression.pruning.refit import HELD_OUT
 from compression.pruning.surgery import shrink_
 from compression.pruning.traced_classifier import TracedClassifier, load_traced
 from compression.pruning.unlabelled import images_without_labels, labelled_by
-from compression.pruning.widths import choose_plan, compress_rate_of, widths_before_scoring
+from compression.pruning.widths import choose_plan, compress_rate_of, damage_of, widths_before_scoring
 from compression.scoring.calibration import Calibration, sample
 from compression.scoring.criteria import default_criterion, score, score_by_files
 from compression.scoring.scores import NetworkScores
@@ -37,6 +38,7 @@ from utils import distributed
 from utils.data.splits import ImageData
 from utils.errors import UserError
 from utils.files.checkpoint import FORMAT, VERSION, file_digest
+from utils.measures.metrics import Evaluation
 from utils.measures.profile import example_input, measure_latency, profile
 
 PROOF_IMAGES = 8
@@ -50,6 +52,7 @@ class PruningOutcome:
         checkpoint: what pruned.pt contains.
         results: what results.json contains.
         notes: what the user should know about the data.
+        after: the narrow network on the validation split.
     """
 
     classifier: TracedClassifier
@@ -58,59 +61,93 @@ class PruningOutcome:
     checkpoint: dict[str, Any]
     results: dict[str, Any]
     notes: list[str]
+    after: Evaluation
 
 
-def run_pruning(arguments: PruneArguments) -> PruningOutcome:
-    """Score, plan, cut, prove and measure; nothing is written.
+class PruningRun:
+    """A classifier that was loaded and scored once, and can be cut within any budget.
+
+    Args:
+        arguments: of prune.py.
 
     Raises:
         UserError: something in the arguments, the data or the weights does not fit.
-        NotProved: the cut network is not the masked one.
     """
-    check_arguments(arguments)
-    device = distributed.select_device(arguments.device)
-    distributed.join(device)
-    classifier = load_traced(arguments)
-    widths = widths_before_scoring(arguments, classifier)
-    if widths is not None and all(width == classifier.graph.group(name).size for name, width in widths.items()):
-        raise _nothing_to_cut()
-    dense = TorchBackend(replace(classifier.loaded, model=deepcopy(classifier.model)), device)
-    with distributed.main_first():  # which downloads
-        data, labels = _load(arguments, dense)
-    classifier.loaded.spec = dense.spec  # the data may have named the classes
-    count = arguments.images_for(dense.spec.longest)
-    calibration = sample(data.split("train"), dense.spec, count, arguments.batch_size, arguments.seed)
-    time = budget_of_time(arguments, classifier, calibration) if arguments.asks_for_time else None
-    criterion, scored = _score(arguments, classifier, calibration, widths)
-    widths, plan = distributed.broadcast(choose_plan(arguments, classifier, calibration, scored, widths, time))
-    if not plan.kept:
-        raise _nothing_to_cut()
-    bench = _Bench(arguments, classifier, data, device)
-    narrow, difference = _cut(classifier, plan, calibration)
-    steps = _recover(bench, narrow, plan, calibration)
-    pruned = bench.backend(narrow)
-    results = bench.compare(dense, pruned, steps[-1].top1)
-    checkpoint = _checkpoint(classifier, plan, pruned, {name: results[name][1] for name in ("top1", "params", "macs")})
-    checkpoint["refitted"] = any(step.name == "refitted" for step in steps)
-    results |= {
-        "bytes": [_bytes(_dense_checkpoint(classifier, checkpoint)), _bytes(checkpoint)],
-        "labels": labels,
-        "max_relative_difference": difference,
-        "compress_rate": compress_rate_of(arguments, classifier, widths),
-        "criterion": criterion,
-        "tied_share": _tied_share(classifier, widths, scored),
-        "rank_seconds": round(scored.seconds, 3),
-        "groups": classifier.group_rows(widths),
-        "steps": [asdict(step) for step in steps],
-        "controls": _controls(bench, calibration, widths) if arguments.controls else {},
-    }
-    notes = list(dense.notes)
-    if time:
-        results["latency"] = latency_results(time, arguments, classifier.model, narrow)
-        notes.append(time.note)
-    if arguments.refit and len(calibration) < HELD_OUT:
-        notes.append(f"not refitted: that takes at least {HELD_OUT} images, and there are {len(calibration)}")
-    return PruningOutcome(classifier, plan, scored, checkpoint, results, notes)
+
+    def __init__(self, arguments: PruneArguments) -> None:
+        check_arguments(arguments)
+        device = distributed.select_device(arguments.device)
+        distributed.join(device)
+        self.classifier = classifier = load_traced(arguments)
+        self.arguments, self.widths = arguments, widths_before_scoring(arguments, classifier)
+        if self.widths is not None and all(width == classifier.graph.group(name).size for name, width in self.widths.items()):
+            raise _nothing_to_cut()
+        self.dense = dense = TorchBackend(replace(classifier.loaded, model=deepcopy(classifier.model)), device)
+        with distributed.main_first():  # which downloads
+            data, self.labels = _load(arguments, dense)
+        classifier.loaded.spec = dense.spec  # the data may have named the classes
+        count = arguments.images_for(dense.spec.longest)
+        self.calibration = sample(data.split("train"), dense.spec, count, arguments.batch_size, arguments.seed)
+        self.time = budget_of_time(arguments, classifier, self.calibration) if arguments.asks_for_time else None
+        self.criterion, self.scored = _score(arguments, classifier, self.calibration, self.widths)
+        self.bench = _Bench(arguments, classifier, data, device)
+
+    @cached_property
+    def damage(self) -> Damage:
+        """What the entries' channels are worth, measured once."""
+        return damage_of(self.arguments, self.classifier, self.calibration, self.scored)
+
+    @cached_property
+    def before(self) -> Evaluation:
+        """The dense network on the validation split."""
+        return self.bench.evaluate(self.dense)
+
+    def within(self, arguments: PruneArguments) -> PruningOutcome:
+        """Plan, cut, prove and measure; nothing is written.
+
+        Args:
+            arguments: those of the run, perhaps with another budget.
+
+        Raises:
+            UserError: the budget can't be reached.
+            NotProved: the cut network is not the masked one.
+        """
+        classifier, calibration, bench, scored = self.classifier, self.calibration, self.bench, self.scored
+        damage = self.damage if arguments.measures_damage else None
+        widths, plan = distributed.broadcast(choose_plan(arguments, classifier, scored.orders, self.widths, damage, self.time))
+        if not plan.kept:
+            raise _nothing_to_cut()
+        narrow, difference = _cut(classifier, plan, calibration)
+        steps, after = _recover(bench, narrow, plan, calibration)
+        pruned = bench.backend(narrow)
+        results = bench.compare(self.dense, pruned)
+        results["top1"] = [self.before.top1, after.top1]
+        checkpoint = _checkpoint(classifier, plan, pruned, {name: results[name][1] for name in ("top1", "params", "macs")})
+        checkpoint["refitted"] = any(step.name == "refitted" for step in steps)
+        results |= {
+            "bytes": [_bytes(_dense_checkpoint(classifier, checkpoint)), _bytes(checkpoint)],
+            "labels": self.labels,
+            "max_relative_difference": difference,
+            "compress_rate": compress_rate_of(arguments, classifier, widths),
+            "criterion": self.criterion,
+            "tied_share": _tied_share(classifier, widths, scored),
+            "rank_seconds": round(scored.seconds, 3),
+            "groups": classifier.group_rows(widths),
+            "steps": [asdict(step) for step in steps],
+            "controls": _controls(bench, calibration, widths) if arguments.controls else {},
+        }
+        notes = list(self.dense.notes)
+        if self.time:
+            results["latency"] = latency_results(self.time, arguments, classifier.model, narrow)
+            notes.append(self.time.note)
+        if arguments.refit and len(calibration) < HELD_OUT:
+            notes.append(f"not refitted: that takes at least {HELD_OUT} images, and there are {len(calibration)}")
+        return PruningOutcome(classifier, plan, scored, checkpoint, results, notes, after)
+
+
+def run_pruning(arguments: PruneArguments) -> PruningOutcome:
+    """Score, plan, cut, prove and measure; nothing is written. See ``PruningRun``."""
+    return PruningRun(arguments).within(arguments)
 
 
 def _load(arguments: PruneArguments, dense: TorchBackend) -> tuple[ImageData, str]:
@@ -175,32 +212,38 @@ class _Bench:
         spec = spec_of(self.classifier.spec, group_counts(self.classifier.model), narrow)
         return TorchBackend(replace(self.classifier.loaded, model=narrow, spec=spec), self.device)
 
-    def top1(self, backend: TorchBackend) -> float:
-        """Return the accuracy on the validation split."""
+    def evaluate(self, backend: TorchBackend) -> Evaluation:
+        """Measure a network on the validation split."""
         batch_size = min(2 * self.arguments.batch_size, images_of_a_piece(backend.spec.size))
         workers = self.arguments.workers
-        return measure(backend, self.data, "val", batch_size, workers, self.device).evaluation.top1
+        return measure(backend, self.data, "val", batch_size, workers, self.device).evaluation
 
-    def compare(self, before: TorchBackend, after: TorchBackend, top1: float) -> dict[str, Any]:
-        """Measure both networks: size, cost, accuracy (``top1`` is the narrow network's), latency at batch 1."""
+    def compare(self, before: TorchBackend, after: TorchBackend) -> dict[str, Any]:
+        """Measure both networks: size, cost, latency at batch 1; the accuracies are left open."""
         profiles = self.classifier.profile, profile(after.model, after.spec)
         example = example_input(after.model, after.spec).to(memory_format=torch.channels_last)
         return {
             "params": [p.params for p in profiles],
             "macs": [p.macs for p in profiles],
-            "top1": [self.top1(before), top1],
+            "top1": [None, None],
             "latency_ms": [round(statistics.median(times), 4) for times in measure_latency([before.model, after.model], example)],
         }
 
 
-def _recover(bench: _Bench, narrow: nn.Module, plan: PruningPlan, calibration: Calibration) -> list[Step]:
-    """Bring the cut network back without training, in place, as far as the flags say; measure it after each step."""
+def _recover(bench: _Bench, narrow: nn.Module, plan: PruningPlan, calibration: Calibration) -> tuple[list[Step], Evaluation]:
+    """Bring the cut network back without training, in place, as far as the flags say; measure it after each step.
+
+    Returns:
+        The steps, and the evaluation after the last.
+    """
     classifier, arguments = bench.classifier, bench.arguments
     recovery = Recovery(arguments.refit, arguments.recalibrate_bn, arguments.seed)
-    steps = [Step("cut", bench.top1(bench.backend(narrow)), 0.0)]
+    after = bench.evaluate(bench.backend(narrow))
+    steps = [Step("cut", after.top1, 0.0)]
     for name, seconds in recover_(narrow, classifier.model, classifier.graph, plan.kept, calibration, recovery):
-        steps.append(Step(name, bench.top1(bench.backend(narrow)), round(seconds, 3)))
-    return steps
+        after = bench.evaluate(bench.backend(narrow))
+        steps.append(Step(name, after.top1, round(seconds, 3)))
+    return steps, after
 
 
 def _checkpoint(classifier: TracedClassifier, plan: PruningPlan, pruned: TorchBackend, metrics: dict[str, float]) -> dict[str, Any]:
@@ -250,5 +293,5 @@ def _controls(bench: _Bench, calibration: Calibration, widths: Mapping[str, int]
         orders = score(criterion, model, graph, calibration, arguments.seed, at).orders
         plan = make_plan(graph, at, orders)
         narrow, _ = _cut(classifier, plan, calibration)
-        found[name] = _recover(bench, narrow, plan, calibration)[-1].top1
+        found[name] = _recover(bench, narrow, plan, calibration)[1].top1
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from compression.layers.readers import measure_readers
@@ -39,20 +39,20 @@ def widths_before_scoring(arguments: PruneArguments, classifier: TracedClassifie
 def choose_plan(
     arguments: PruneArguments,
     classifier: TracedClassifier,
-    calibration: Calibration,
-    scored: NetworkScores,
+    orders: Mapping[str, Sequence[int]],
     widths: dict[str, int] | None,
+    damage: Damage | None,
     time: LatencyBudget | None = None,
 ) -> tuple[dict[str, int], PruningPlan]:
-    """Return the widths, unless they are known, measured by sensitivity, and the units that stay.
+    """Return the widths, unless they are known, where the damage is least, and the units that stay.
 
     Args:
-        scored: which units matter.
+        orders: group name -> units from the least to the most important.
         widths: those of ``widths_before_scoring``.
+        damage: of the entries, for an allocation by sensitivity.
         time: the budget, if it is one of time.
     """
-    graph, orders = classifier.graph, scored.orders
-    damage: Damage | None = None
+    graph = classifier.graph
 
     def plan_within(budget: Budget) -> tuple[dict[str, int], PruningPlan]:
         widths = allocate(graph, classifier.cuttable, budget, arguments.round_to, arguments.min_channels, damage)
@@ -61,11 +61,9 @@ def choose_plan(
     if arguments.compress_rate:
         assert widths is not None
         return widths, make_plan(graph, widths, orders)
-    if widths is None:
-        damage = _damage(arguments, classifier, calibration, scored)
     if time:
         assert damage is not None
-        return time.choose(damage, orders, arguments.min_channels)
+        return time.choose(damage, orders, arguments.min_channels, arguments.latency)
     budget = aim = budget_of(arguments, classifier)
     widths, plan = plan_within(aim) if widths is None else (widths, make_plan(graph, widths, orders))
     while (spent := budget.cost.of(plan.kept)) > budget.limit:  # the chosen units have more channels than the mean
@@ -74,7 +72,7 @@ def choose_plan(
     return widths, plan
 
 
-def _damage(arguments: PruneArguments, classifier: TracedClassifier, calibration: Calibration, scored: NetworkScores) -> Damage:
+def damage_of(arguments: PruneArguments, classifier: TracedClassifier, calibration: Calibration, scored: NetworkScores) -> Damage:
     """Measure what the entries' channels are worth: after their readers are refitted, if the cut network will be."""
     model, graph, entries = classifier.model, classifier.graph, classifier.cuttable
     moments = None

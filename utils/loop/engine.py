@@ -252,6 +252,7 @@ def evaluate(
     seconds = {"preprocess": 0.0, "inference": 0.0, "postprocess": 0.0}
     images = 0
     unreadable: set[str] = set()
+    hits: list[Tensor] = []
     for batch in batches:
         start = time.perf_counter()
         logits = classify(batch.images)
@@ -259,10 +260,13 @@ def evaluate(
             torch.cuda.synchronize(device)
         done = time.perf_counter()
         tally.add(logits, batch.labels.to(logits.device))
+        readable = batch.labels >= 0
+        hits.append(logits.argmax(1).cpu()[readable] == batch.labels[readable])
         images += len(batch.labels)
         unreadable |= {name_of(position) for position in batch.unreadable}
         seconds["preprocess"] += batch.seconds
         seconds["inference"] += done - start
         seconds["postprocess"] += time.perf_counter() - done
     speed_ms = {stage: round(total / max(images, 1) * 1e3, 4) for stage, total in seconds.items()}
-    return Evaluation.of(tally.over_all_ranks(device), speed_ms=speed_ms, unreadable=tuple(sorted(unreadable)))
+    correct = torch.cat(hits) if hits and distributed.world_size() == 1 else None
+    return Evaluation.of(tally.over_all_ranks(device), speed_ms=speed_ms, unreadable=tuple(sorted(unreadable)), correct=correct)

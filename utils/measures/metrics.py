@@ -62,6 +62,7 @@ class Evaluation:
     Attributes:
         speed_ms: milliseconds per image for preprocess (with reading and decoding), inference and postprocess.
         unreadable: names of images that were skipped.
+        correct: for each image that was read, in order, whether top-1 is right; None on several processes.
     """
 
     top1: float
@@ -71,6 +72,7 @@ class Evaluation:
     confusion: Tensor
     speed_ms: dict[str, float] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
+    correct: Tensor | None = None
 
     @classmethod
     def of(cls, tally: Tally, **details: Any) -> Evaluation:

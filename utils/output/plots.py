@@ -37,6 +37,20 @@ def plot_results(rows: Sequence[dict[str, float]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_frontier(dense: dict[str, Any], rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy against multiply-adds, latency and bytes, the dense network among the others."""
+    figure, axes = _subplots(1, 3, 12, 3.5)
+    panels = (("macs", 1e6, "million multiply-adds"), ("latency_ms", 1, "milliseconds"), ("bytes", 1e6, "megabytes"))
+    for axis, (column, unit, label) in zip(axes.flat, panels, strict=True):
+        points = sorted((row[column] / unit, 100 * row["top1"]) for row in [dense, *rows] if row[column])
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4)
+        axis.set_xlabel(label)
+        axis.set_ylabel("top-1 (val), %")
+        axis.set_xlim(left=0)
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def plot_confusion(confusion: Tensor, class_names: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix as shares of each true class, with counts if they fit."""
     counts = confusion.numpy()
