@@ -13,7 +13,7 @@ from compression.exporting.measuring import FileResult
 from compression.exporting.run import ExportResults, prepare_export, run_export
 from utils.arguments import parse, to_record
 from utils.errors import run_script
-from utils.files.runs import RunDirectory, write_json
+from utils.files.runs import RunDirectory, check_place, write_json
 from utils.files.yaml_files import write_yaml
 from utils.output.commands import command
 
@@ -24,6 +24,7 @@ def main() -> None:
     arguments, given = parse(ExportArguments, __doc__)
     if "weights" not in given:
         arguments = replace(arguments, weights=str(Path(__file__).resolve().parent / arguments.weights))
+    check_place(arguments.project, arguments.name)
     classifier = prepare_export(arguments)
     directory = RunDirectory.create(arguments.project, arguments.name, arguments.exist_ok)
     try:

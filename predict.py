@@ -19,7 +19,7 @@ from utils.data.datasets import load_data
 from utils.data.sources import open_source
 from utils.distributed import select_device
 from utils.errors import UserError, run_script
-from utils.files.runs import RunDirectory
+from utils.files.runs import RunDirectory, check_place
 from utils.output.plots import annotate
 
 
@@ -44,6 +44,7 @@ class PredictArguments(BackendArguments):
 def main() -> None:
     arguments, given = parse(PredictArguments, __doc__)
     check_at_least(arguments, topk=1, batch_size=1)
+    check_place(arguments.project, arguments.name)
     source = open_source(
         arguments.source if "source" in given else str(ROOT / arguments.source), arguments.vid_stride, arguments.max_pixels
     )

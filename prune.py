@@ -20,7 +20,7 @@ from compression.scoring.criteria import CRITERIA
 from utils import distributed
 from utils.arguments import parse, to_record
 from utils.errors import UserError, run_script
-from utils.files.runs import RunDirectory, write_json
+from utils.files.runs import RunDirectory, check_place, write_json
 from utils.files.yaml_files import write_yaml
 from utils.output.commands import command
 
@@ -29,7 +29,9 @@ def main() -> None:
     arguments, _ = parse(PruneArguments, __doc__)
     if arguments.criterion == "list":
         print("\n".join(f"{name:<18}{criterion.meaning}" for name, criterion in CRITERIA.items()))
-    elif arguments.dry_run and distributed.is_main():
+        return
+    check_place(arguments.project, arguments.name)
+    if arguments.dry_run and distributed.is_main():
         dry_run(arguments)
     elif arguments.sweep:
         prune_to_each(arguments)

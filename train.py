@@ -11,12 +11,15 @@ from compression.training.compressor import ClassifierCompressor
 from utils import distributed
 from utils.arguments import parse
 from utils.errors import run_script
+from utils.files.runs import check_place
+from utils.measures.metrics import accuracy_text
 from utils.output.commands import command
 
 
 def main() -> None:
     arguments, given = parse(TrainArguments, __doc__)
     analysis = chosen_analysis(arguments)
+    check_place(arguments.project, arguments.name)
     compressor = ClassifierCompressor(arguments, given=given)
     if distributed.is_main():
         print(compressor.summary(), flush=True)
@@ -33,8 +36,8 @@ def training_report(compressor: ClassifierCompressor) -> str:
     checkpoint, best = results["checkpoint"], compressor.history.best
     confusion = f"\n{confusion_text(best, compressor.spec.class_names)}" if compressor.arguments.confusion and best else ""
     return (
-        f"\nbest epoch {results['best_epoch']}: top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, "
-        f"loss {results['loss']:.4f}, after {results['seconds']:.0f} s of training{confusion}\n"
+        f"\nbest epoch {results['best_epoch']}: {accuracy_text(results, compressor.spec.num_classes)}, "
+        f"after {results['seconds']:.0f} s of training{confusion}\n"
         f"checkpoint {checkpoint}\n"
         f"next: {command('val', weights=checkpoint, data=compressor.arguments.data)}\n"
         f"      {command('predict', weights=checkpoint, source='IMAGE_OR_FOLDER')}"

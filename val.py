@@ -10,7 +10,7 @@ from utils.arguments import check_at_least, flag, parse, shared
 from utils.data.datasets import SPLIT_FOLDERS
 from utils.distributed import select_device
 from utils.errors import run_script
-from utils.files.runs import RunDirectory
+from utils.files.runs import RunDirectory, check_place
 from utils.measures.metrics import per_class
 from utils.output.reports import report_evaluation
 
@@ -38,6 +38,7 @@ class ValArguments(BackendArguments):
 def main() -> None:
     arguments, given = parse(ValArguments, __doc__)
     check_at_least(arguments, batch_size=1)
+    check_place(arguments.project, arguments.name)
     device = select_device(arguments.device)
     backend = arguments.open_backend(given, device)
     if "data" not in given:  # what it was trained on, where the file tells
@@ -62,7 +63,7 @@ def report(result: Measurement, arguments: ValArguments) -> str:
         *([shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")] if len(shown) else []),
         f"{arguments.weights} on {arguments.data}, split {arguments.split}, {evaluation.images} images"
         + (f" ({len(result.unreadable)} unreadable)" if result.unreadable else ""),
-        f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, loss {evaluation.loss:.4f}",
+        evaluation.text,
         f"per image: {speed} (pre-process includes reading and decoding)",
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def read_weights(path: str | Path, model_name: str | None = None, size_known: bo
     Raises:
         UserError: the file is absent, damaged, foreign, or needs code to load.
     """
-    path = Path(path)
+    path = weights_of_run(Path(path))
     try:
         content = read_tensor_file(path)
     except NeedsCode as refusal:
@@ -102,6 +102,11 @@ def read_weights(path: str | Path, model_name: str | None = None, size_known: bo
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content["state_dict"].items()):
         raise UserError(f"{path} is damaged: its state dict must map names to tensors")
     return WeightsFile(path, content["state_dict"], ModelSpec.from_dict(content["spec"]), content)
+
+
+def weights_of_run(path: Path) -> Path:
+    """Return the best weights in a run's folder; any other path as it is."""
+    return next((file for name in ("best", "pruned") if (file := path / "weights" / f"{name}.pt").is_file()), path)
 
 
 def check_name(file: WeightsFile, model_name: str | None) -> None:

@@ -168,7 +168,7 @@ def measure(compressor: ClassifierCompressor) -> str:
 
 def measured(evaluation: Evaluation) -> str:
     """Return an evaluation in a line."""
-    return f"top-1 {evaluation.top1:.2%}, top-5 {evaluation.top5:.2%}, loss {evaluation.loss:.4f} on {evaluation.images} validation images"
+    return f"{evaluation.text} on {evaluation.images} validation images"
 
 
 def confusion_text(evaluation: Evaluation, class_names: tuple[str, ...]) -> str:

@@ -19,6 +19,7 @@ from utils.spec import ModelSpec
 TOLERANCE = 1e-4  # of an fp32 file's outputs, relative to their scale
 ROUNDS, PASSES = 12, 5  # of a latency measurement
 MAX_SECONDS, MIN_ROUNDS = 20.0, 3  # of one whose passes are slow
+SURE = 1.645  # standard errors: what int8 loses by more than that beyond the tolerance is no chance, at 95 %
 NOISE = 1.05  # a smaller ratio of two latencies may be noise
 
 
@@ -28,6 +29,7 @@ class FileResult:
 
     Attributes:
         top1: on the validation images; None without data.
+        top1_error: the standard error of what top-1 differs from that of the network in torch, from the images that only one has right.
         latency_ms: median for one image, normalisation included.
         max_difference: from the outputs of the network in torch, relative to their scale.
         int8_layers, fp32_layers: names of convolutions and linear layers that run in int8, and of the others (which in an
@@ -39,6 +41,7 @@ class FileResult:
     path: str
     bytes: int
     top1: float | None
+    top1_error: float | None
     latency_ms: float
     max_difference: float
     int8_layers: tuple[str, ...]
@@ -109,7 +112,7 @@ def times_of(backends: Sequence[Backend], images: Tensor, rounds: int, passes: i
 
 
 def choose(base: FileResult, int8: FileResult | None, max_drop: float) -> tuple[FileResult, list[str]]:
-    """Choose between the fp32 or fp16 file and the int8 file, which may lose ``max_drop`` of top-1.
+    """Choose between the fp32 or fp16 file and the int8 file, which may lose ``max_drop`` of top-1, so far as the images can tell.
 
     Returns:
         The file to use, and why it is not the int8 file if there is one.
@@ -121,8 +124,10 @@ def choose(base: FileResult, int8: FileResult | None, max_drop: float) -> tuple[
         reasons.append("no layer runs in int8 here")
     if int8.latency_ms > NOISE * base.latency_ms:
         reasons.append(f"it is slower than {base.precision} here ({int8.latency_ms:.3f} against {base.latency_ms:.3f} ms)")
-    if base.top1 is not None and int8.top1 is not None and base.top1 - int8.top1 > max_drop + 1e-9:
-        reasons.append(f"it loses {base.top1 - int8.top1:.2%} of top-1, more than --max-drop {max_drop:g}")
+    if base.top1 is not None and int8.top1 is not None:
+        lost, error = base.top1 - int8.top1, int8.top1_error or 0.0
+        if lost - SURE * error > max_drop + 1e-9:
+            reasons.append(f"it loses {lost:.2%} ± {error:.2%} of top-1, more than --max-drop {max_drop:g}")
     return (base if reasons else int8), reasons
 
 

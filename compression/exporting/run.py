@@ -33,6 +33,8 @@ from models.quantized.preparing import is_quantized, plain_copy, rounded_copy
 from models.validation import load_for, measure
 from utils.data.splits import ImageData
 from utils.errors import UserError
+from utils.measures.metrics import Evaluation
+from utils.measures.significance import PairedDifference
 from utils.spec import image_size
 
 COMPARED = 16  # images
@@ -59,11 +61,9 @@ class ExportJob:
     compared: Tensor
     workers: int
 
-    def top1(self, backend: Backend) -> float | None:
-        """Return the accuracy on the validation images."""
-        if self.data is None:
-            return None
-        return measure(backend, self.data, "val", EVALUATION_BATCH, self.workers, CPU).evaluation.top1
+    def evaluate(self, backend: Backend) -> Evaluation | None:
+        """Measure a classifier on the validation images."""
+        return None if self.data is None else measure(backend, self.data, "val", EVALUATION_BATCH, self.workers, CPU).evaluation
 
 
 @dataclass
@@ -152,7 +152,8 @@ def run_export(arguments: ExportArguments, job: ExportJob, folder: Path) -> Expo
     backends = {key: open_backend(str(path), CPU) for key, path in paths.items()}
     eager_ms, *latencies = measure_latencies([job.reference, *backends.values()], job.compared[:1])
     quantized, still_quantized = is_quantized(job.reference.model), is_quantized(job.source.model)
-    eager = {"precision": "quantized" if quantized else "fp32", "top1": job.top1(job.reference), "latency_ms": eager_ms}
+    whole = job.evaluate(job.reference)
+    eager = {"precision": "quantized" if quantized else "fp32", "top1": whole.top1 if whole else None, "latency_ms": eager_ms}
     results = ExportResults(eager, notes=list(job.reference.notes))
     if quantized and not still_quantized and is_linear(job.reference.model):
         results.notes.append("the network was trained quantized; fp32 files hold its weights and activations without that rounding")
@@ -165,9 +166,10 @@ def run_export(arguments: ExportArguments, job: ExportJob, folder: Path) -> Expo
         ]
         if precision == "fp32":
             refuse_wrong_outputs(path, max(differences), ROUNDING_TOLERANCE if still_quantized else TOLERANCE)
-        audit, top1 = FORMATS[name].audit(job.source, path), job.top1(backend)
+        audit, found = FORMATS[name].audit(job.source, path), job.evaluate(backend)
+        top1, error = (found.top1, _error(whole, found)) if found else (None, None)
         results.files.append(
-            FileResult(name, precision, str(path), size_of(path), top1, latency, max(differences), audit.int8, audit.others)
+            FileResult(name, precision, str(path), size_of(path), top1, error, latency, max(differences), audit.int8, audit.others)
         )
         if precision == "fp16" and latency > eager_ms:
             results.notes.append(f"{name}: fp16 is slower on this CPU than fp32 in torch ({latency:.2f} against {eager_ms:.2f} ms)")
@@ -177,4 +179,13 @@ def run_export(arguments: ExportArguments, job: ExportJob, folder: Path) -> Expo
         results.ship[name] = chosen.path
         if reasons:
             results.notes.append(f"{name}: int8 is not the one to use: {'; '.join(reasons)}")
+        elif rest and chosen is rest[0] and base.top1 is not None and base.top1 - (chosen.top1 or 0.0) > arguments.max_drop + 1e-9:
+            lost = f"{base.top1 - (chosen.top1 or 0.0):.2%} ± {chosen.top1_error or 0.0:.2%}"
+            results.notes.append(f"{name}: int8 loses {lost} of top-1, which may be chance on so few images")
     return results
+
+
+def _error(whole: Evaluation | None, found: Evaluation) -> float | None:
+    if whole is None or whole.correct is None or found.correct is None:
+        return None
+    return PairedDifference.of(whole.correct, found.correct).standard_error

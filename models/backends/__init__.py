@@ -91,7 +91,7 @@ def open_backend(
 
 def kind_of(weights: str) -> str:
     """Return a file's suffix, or ``FOLDER``."""
-    return FOLDER if Path(weights).is_dir() else Path(weights).suffix.lower()
+    return FOLDER if Path(weights).is_dir() and not (Path(weights) / "weights").is_dir() else Path(weights).suffix.lower()
 
 
 def is_exported(weights: str) -> bool:

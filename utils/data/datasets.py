@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.data.catalogue import CATALOGUE, load_catalogued
 from utils.data.formats import MAX_PIXELS
-from utils.data.listing import PathList, list_classes
+from utils.data.listing import PathList, in_order, list_classes
 from utils.data.shards import ShardImages, expand, is_shards, load_shards, splits_of
 from utils.data.splits import ArrayImages, FileImages, ImageData, Split
 from utils.errors import UserError, nearest, unknown
@@ -107,7 +107,7 @@ def _from_folders(folders: dict[str, Path], name: str) -> ImageData:
     """Read class folders; the class names are those of train, or of all splits if there is no train."""
     listed = {split: list_classes(folder) for split, folder in folders.items()}
     naming = [listed["train"]] if "train" in listed else list(listed.values())
-    folder_names = sorted({class_name for classes in naming for class_name, files in classes.items() if files})
+    folder_names = in_order({class_name for classes in naming for class_name, files in classes.items() if files})
     if not folder_names:
         raise UserError(f"data '{name}' has no class folders with images; expected FOLDER/train/CLASS/IMAGE or FOLDER/CLASS/IMAGE")
     index = {class_name: i for i, class_name in enumerate(folder_names)}

@@ -65,6 +65,12 @@ def list_classes(folder: Path) -> dict[str, PathList]:
     return {name: PathList(sorted(_files_below(os.path.join(folder, name)), key=lambda path: path.split(os.sep))) for name in classes}
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort the names of classes; where all are numbers, by their values."""
+    found = sorted(names)
+    return sorted(found, key=int) if all(name.isdecimal() and name.isascii() for name in found) else found
+
+
 def _files_below(folder: str) -> Iterator[str]:
     """Yield the image files in a folder and in those below it that are no links."""
     inner = []

@@ -99,7 +99,9 @@ def _list_files(source: str) -> tuple[list[Path], Path]:
             raise UserError(f"no images or videos in {source}")
     elif path.suffix.lower() == ".txt" and path.is_file():
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            if "\0" in (text := path.read_text(encoding="utf-8-sig")):
+                raise UserError(f"{source} is no list of paths: it has zero bytes")
+            lines = [line.strip() for line in text.splitlines()]
         except UnicodeDecodeError:
             raise UserError(f"{source} is no list of paths in UTF-8") from None
         found = [Path(line) if os.path.isabs(line) or os.path.exists(line) else path.parent / line for line in lines if line]

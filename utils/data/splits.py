@@ -193,6 +193,8 @@ class ImageData:
             UserError: the data has a class that is not in the list.
         """
         index = {name: i for i, name in enumerate(class_names)}
+        if twice := [name for name in self.class_names if class_names.count(name) > 1]:
+            raise UserError(f"the weights have several classes named '{twice[0]}', so the data's class of that name fits none")
         if missing := [name for name in self.class_names if name not in index]:
             raise UserError(
                 f"data '{self.name}' has {len(self.class_names)} classes, the weights know {len(class_names)}; unknown to them: "

@@ -31,6 +31,7 @@ class RunDirectory:
         Raises:
             UserError: a file stands in the way.
         """
+        check_place(project, name)
         base = Path(project) / name
         path, created = base, False
         if distributed.is_main():
@@ -62,6 +63,22 @@ class RunDirectory:
         """Remove the folder if this process made it: the run has failed with nothing to keep."""
         if self.created:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def check_place(project: str, name: str) -> None:
+    """Refuse a run's folder that can't be made, before any work is done; nothing is created.
+
+    Raises:
+        UserError: the name is empty or leaves the project's folder, or nothing can be written there.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise UserError(f"--name {name!r} is no name of a folder below --project {project}")
+    place = (Path(project) / name).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--project {project} can't be written: {place} is read-only")
 
 
 def _make_free(base: Path, exist_ok: bool) -> tuple[Path, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from utils import distributed
 from utils.errors import UserError
+
+TOP5 = 5
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +90,20 @@ class Evaluation:
         top1 = int(tally.confusion.diagonal().sum()) / images
         return cls(top1, tally.top5 / images, tally.loss / images, images, tally.confusion, **details)
 
+    @property
+    def text(self) -> str:
+        """Accuracies and loss, as they are printed."""
+        return accuracy_text({"top1": self.top1, "top5": self.top5, "loss": self.loss}, len(self.confusion))
+
     def better_than(self, other: Evaluation | None) -> bool:
         """Whether top-1 is higher, or equal with a lower loss."""
         return other is None or (self.top1, -self.loss) > (other.top1, -other.loss)
+
+
+def accuracy_text(values: Mapping[str, float], classes: int) -> str:
+    """Return top-1, top-5 and loss as text; with five classes or fewer top-5 is always all, so it is left out."""
+    top5 = f", top-5 {values['top5']:.2%}" if classes > TOP5 else ""
+    return f"top-1 {values['top1']:.2%}{top5}, loss {values['loss']:.4f}"
 
 
 def per_class(evaluation: Evaluation, class_names: tuple[str, ...]) -> pd.DataFrame:

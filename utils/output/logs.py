@@ -137,7 +137,9 @@ class Progress(Hook):
 
     def on_run_begin(self, run: Run) -> None:
         if distributed.is_main():
-            print(f"{'epoch':>9} {'train loss':>11} {'val loss':>9} {'top-1':>7} {'top-5':>7} {'images/s':>9} {'left':>8}", flush=True)
+            print(
+                f"{'epoch':>9} {'train loss':>11} {'val loss':>9} {'top-1':>7} {'top-5':>7} {'images/s':>9} {'left':>8}  * best", flush=True
+            )
 
     def on_epoch_begin(self, run: Run) -> None:
         if distributed.is_main() and self.shows_bar:

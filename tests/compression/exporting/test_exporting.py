@@ -62,7 +62,7 @@ def test_what_is_written_is_what_was_measured(digits):
     folder, _, exported = digits
     results = json.loads(json.dumps(exported.to_dict()))
     fp32, int8 = results["formats"]
-    keys = ["format", "precision", "path", "bytes", "top1", "latency_ms", "max_difference", "int8_layers", "fp32_layers"]
+    keys = ["format", "precision", "path", "bytes", "top1", "top1_error", "latency_ms", "max_difference", "int8_layers", "fp32_layers"]
     assert list(fp32) == list(int8) == keys
     assert [(row["format"], row["precision"]) for row in (fp32, int8)] == [("onnx", "fp32"), ("onnx", "int8")]
     assert fp32["path"] == str(folder / "digits.onnx")
@@ -317,8 +317,8 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path):
     assert size_of(tmp_path) == 8
 
 
-def row(precision, latency=1.0, top1=0.9, int8=("a",)):
-    return FileResult("onnx", precision, precision, 1, top1, latency, 0.0, int8 if precision == "int8" else (), ())
+def row(precision, latency=1.0, top1=0.9, int8=("a",), error=0.001):
+    return FileResult("onnx", precision, precision, 1, top1, error, latency, 0.0, int8 if precision == "int8" else (), ())
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,10 @@ def row(precision, latency=1.0, top1=0.9, int8=("a",)):
         (row("int8", 1.0, 0.89), "int8", []),  # a drop of just --max-drop
         (row("int8", 2.0), "fp32", ["it is slower than fp32 here (2.000 against 1.000 ms)"]),
         (row("int8", 1.04), "int8", []),  # within the noise
-        (row("int8", 0.5, 0.88), "fp32", ["it loses 2.00% of top-1, more than --max-drop 0.01"]),
+        (row("int8", 0.5, 0.88), "fp32", ["it loses 2.00% ± 0.10% of top-1, more than --max-drop 0.01"]),
+        (row("int8", 0.5, 0.88, error=0.007), "int8", []),  # 1 point more than allowed is 1.4 standard errors
+        (row("int8", 0.5, 0.88, error=0.006), "fp32", ["it loses 2.00% ± 0.60% of top-1, more than --max-drop 0.01"]),
+        (row("int8", 0.5, 0.88, error=None), "fp32", ["it loses 2.00% ± 0.00% of top-1, more than --max-drop 0.01"]),
         (row("int8", 0.5, None), "int8", []),
         (row("int8", 0.5, int8=()), "fp32", ["no layer runs in int8 here"]),
     ],

@@ -49,6 +49,16 @@ def test_plain_class_folders_are_training_images_in_any_depth(tmp_path):
     assert data.unreadable == []
 
 
+def test_classes_that_are_all_numbers_are_in_the_order_of_their_values(tmp_path):
+    fill(tmp_path / "a", dict.fromkeys(("10", "9", "2", "0"), 1))
+    data = load_data(str(tmp_path / "a"))
+    assert data.class_names == ("0", "2", "9", "10")
+    assert classes_of(data, "train") == {(name, name) for name in data.class_names}
+    assert data.for_classes(["0", "10", "2", "9"]).splits["train"].labels.tolist() == [0, 1, 2, 3]  # as older checkpoints have them
+    fill(tmp_path / "b", dict.fromkeys(("10", "9", "x"), 1))
+    assert load_data(str(tmp_path / "b")).class_names == ("10", "9", "x")
+
+
 def test_images_in_hidden_folders_do_not_count(tmp_path):
     fill(tmp_path, {"cat": 2, "dog": 2, "dog/.ipynb_checkpoints": 2})
     assert len(load_data(str(tmp_path)).splits["train"]) == 4
@@ -211,6 +221,9 @@ def test_missing_splits_and_classes_are_named():
     with pytest.raises(UserError, match="no split 'val'; it has: test"):
         data.split("val")
     assert data.for_classes(["bee", "cat", "ant"]).split("test").labels.tolist() == [2, 0]
+    with pytest.raises(UserError, match="the weights have several classes named 'bee', so the data's class of that name fits none"):
+        data.for_classes(["bee", "ant", "bee"])
+    assert data.for_classes(["bee", "crane", "ant", "crane"]).split("test").labels.tolist() == [2, 0]  # ImageNet has two cranes
     with pytest.raises(UserError, match=r"the weights know 2; unknown to them: ant.*Did you mean 'ants'"):
         data.for_classes(["bee", "ants"])
 

@@ -192,11 +192,13 @@ def test_live_source_survives_a_few_lost_frames(source, origin, output, monkeypa
         ("in/notes.md", "in/notes.md is neither an image nor a video .*'.md'"),
         ("empty", "no images or videos in empty"),
         ("blank.txt", "blank.txt lists no files"),
+        ("zero.txt", "zero.txt is no list of paths: it has zero bytes"),
     ],
 )
 def test_source_without_images_is_refused_before_any_work(tree, source, words):
     Path("empty").mkdir()
     Path("blank.txt").write_text("\n \n")
+    Path("zero.txt").write_bytes(b"in/a.png\0\n")
     with pytest.raises(UserError, match=words):
         open_source(source)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.measures.metrics import Evaluation, Tally, per_class
+from utils.measures.metrics import Evaluation, Tally, accuracy_text, per_class
 
 # true 0: predicted 0, 0, 1; true 1: predicted 1; true 2: predicted 0, 2
 ANSWERS = [(0, 0), (0, 0), (0, 1), (1, 1), (2, 0), (2, 2)]
@@ -101,3 +101,9 @@ def test_better_is_a_higher_top1_or_a_lower_loss_at_the_same(first, second, bett
     make = lambda top1, loss: Evaluation(top1, 1.0, loss, 10, torch.zeros(2, 2))  # noqa: E731
     assert make(*first).better_than(make(*second)) is better
     assert make(*first).better_than(None)
+
+
+def test_top5_of_five_classes_says_nothing():
+    values = {"top1": 0.5, "top5": 1.0, "loss": 1.25}
+    assert accuracy_text(values, 5) == "top-1 50.00%, loss 1.2500"
+    assert accuracy_text(values, 6) == "top-1 50.00%, top-5 100.00%, loss 1.2500"
