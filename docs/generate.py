@@ -82,6 +82,36 @@ def latency() -> str:
     return _table(["network", "batch", "widths", "multiply-adds", "median", "speed-up"], rows)
 
 
+def latency_budgets() -> str:
+    """Return what budgets of time come to: predicted and measured."""
+    rows = (
+        [
+            *(str(row[key]) for key in ("network", "runtime", "precision")),
+            f"{row['share']:.0%}",
+            "-" if row["refused"] else f"{row['predicted']:.1%}",
+            row["refused"].rpartition("predicted to take ")[2] or f"{row['measured']:.1%}",
+        ]
+        for row in _rows("latency_budget")
+    )
+    return _table(["network", "runtime", "precision", "budget", "predicted", "measured"], rows)
+
+
+def latency_compared() -> str:
+    """Return networks that were cut by a time, and by the multiply-adds that take as long."""
+    rows = (
+        [
+            *(str(row[key]) for key in ("network", "runtime", "precision")),
+            f"{row['share']:.0%}",
+            row["by"],
+            *(f"{row[key]:.1%}" for key in ("measured", "macs", "top1")),
+            f"{row['loss']:.3f}",
+        ]
+        for row in _rows("latency_budget_compared")
+    )
+    head = ["network", "runtime", "precision", "budget", "cut by", "time measured", "multiply-adds", "top-1 (val)", "loss (val)"]
+    return _table(head, rows)
+
+
 def operations() -> str:
     """Return every operation of the four layers with its channel numbers, whole and cut."""
     rows = (
@@ -198,6 +228,8 @@ PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("results.md", "cost"): cost_accuracy,
     ("training.md", "recipes"): recipes,
     ("results.md", "latency"): latency,
+    ("results.md", "latency-budgets"): latency_budgets,
+    ("results.md", "latency-compared"): latency_compared,
     ("coverage.md", "timm-summary"): timm_summary,
     ("coverage.md", "timm"): timm_coverage,
     ("how-a-cut-works.md", "operations"): operations,
