@@ -33,7 +33,7 @@ test: .venv/dev.stamp  ## the test suite; at its end it says what it left out
 	$(BIN)/python -m pytest
 
 test-export: .venv-export/stamp  ## the tests of exported files with OpenVINO and NNCF too, which this installs
-	$(EXPORT_BIN)/python -m pytest -rs tests/compression/exporting tests/models/test_backends.py
+	$(EXPORT_BIN)/python -m pytest -rs tests/compression/exporting tests/compression/latency tests/models/test_backends.py
 
 test-exhaustive: .venv/dev.stamp  ## what takes too long for every run
 	$(BIN)/python -m pytest -m exhaustive

@@ -26,6 +26,7 @@ from compression.pruning.traced_classifier import TracedClassifier
 from compression.scoring.calibration import Calibration
 from compression.tracing.graph import ChannelGraph, Keep
 from models.backends.metadata import Metadata
+from utils.errors import UserError
 
 CALIBRATED = 64  # images, for the ranges of int8
 TRIES = 6  # widths that are measured; the prediction is set right by each
@@ -74,7 +75,12 @@ class LatencyBudget:
         graph, model, kept = self.candidates.graph, self.model, dict[float, tuple[dict[str, int], PruningPlan]]()
         for _ in range(TRIES):
             search = TimeSearch(self.entries, model.names, model.full, model.at, damage, min_channels)
-            widths = search.within(SPARE * self.limit_ms)
+            try:
+                widths = search.within(SPARE * self.limit_ms)
+            except UserError:
+                if kept:
+                    break
+                raise
             plan = make_plan(graph, widths, orders)
             self.predicted_ms = model(model.sizes.vector({name: len(units) for name, units in plan.kept.items()}))
             if not self.on_this_machine or not plan.kept:

@@ -25,12 +25,10 @@ from compression.tracing.channels import trace
 from compression.tracing.costs import macs_cost
 from models.backends.metadata import Metadata
 from models.networks import build
-from tests.conftest import ROOT
+from tests.scripts.test_prune import YOLO, write_dense
 from tests.zoo import randomised
 from utils.errors import UserError
 from utils.spec import ModelSpec
-
-DIGITS = ROOT / "weights" / "digits.pt"
 
 
 def network(name, size=32, channels=3):
@@ -217,7 +215,7 @@ def clock(monkeypatch, tmp_path):
 
     def times_of(backends, images, rounds, passes, max_seconds=0):
         calls.append(len(backends))
-        taken = [1 + sum(p.numel() for p in backend.model.parameters() if p.ndim == 4) / 1e4 for backend in backends]
+        taken = [0.05 + sum(p.numel() for p in backend.model.parameters() if p.ndim == 4) / 1e4 for backend in backends]
         return [[ms] * (rounds * passes) for ms in taken]
 
     monkeypatch.setattr("compression.latency.table.times_of", times_of)
@@ -226,12 +224,23 @@ def clock(monkeypatch, tmp_path):
     return calls
 
 
-FLAGS = ("--data", "digits", "--workers", 0, "--images", 64, "--runtime", "torch", "--threads", 1)
+FLAGS = ("--workers", 0, "--images", 24, "--runtime", "torch", "--threads", 1)
 
 
-def test_a_budget_of_time_is_kept_and_told(script, tmp_path, clock, monkeypatch):
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_dense(tmp_path_factory.mktemp("dense") / "tiny.pt", "tiny", definition=YOLO)
+
+
+@pytest.fixture
+def prune(script, photos, tiny):
+    """Run prune.py on a small network and a few photos."""
+    return lambda *flags: script("prune.py", "--weights", tiny, "--data", photos, *flags)
+
+
+def test_a_budget_of_time_is_kept_and_told(prune, tmp_path, clock, monkeypatch):
     monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
-    done = script("prune.py", "--weights", DIGITS, *FLAGS, "--latency", 0.6, "--project", tmp_path, "--name", "a")
+    done = prune(*FLAGS, "--latency", 0.6, "--project", tmp_path, "--name", "a")
     assert done.code == 0, done.err
     latency = json.loads((tmp_path / "a/results.json").read_text())["latency"]
     dense, narrow = latency["measured_ms"]
@@ -248,7 +257,7 @@ def test_a_budget_of_time_is_kept_and_told(script, tmp_path, clock, monkeypatch)
     assert "note   times of 40 networks measured on " in done.out
     (kept,) = (tmp_path / "cache/rankcut").iterdir()
     before = len(clock)
-    done = script("prune.py", "--weights", DIGITS, *FLAGS, "--latency-ms", 0.6 * dense, "--project", tmp_path, "--name", "b")
+    done = prune(*FLAGS, "--latency-ms", 0.6 * dense, "--project", tmp_path, "--name", "b")
     assert done.code == 0, done.err
     assert f"note   times of {kept}, measured " in done.out
     assert len(clock) - before < 12
@@ -256,15 +265,15 @@ def test_a_budget_of_time_is_kept_and_told(script, tmp_path, clock, monkeypatch)
     assert again["measured_ms"][1] <= 0.6 * dense
 
 
-def test_a_device_measures_probes_and_its_table_is_used(script, tmp_path, clock, monkeypatch, capsys):
+def test_a_device_measures_probes_and_its_table_is_used(prune, tmp_path, clock, monkeypatch, capsys):
     monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
     monkeypatch.setattr("compression.latency.table.times_of", lambda backends, images, rounds, passes, _=0: [[1.0] * (rounds * passes)] * 2)
     monkeypatch.setattr("compression.latency.table.DRAWN", 8)
     monkeypatch.setattr(probes, "COUNT", 12)
     flags = [*FLAGS]
     flags[flags.index("torch")] = "onnxruntime"
-    common = ("prune.py", "--weights", DIGITS, *flags, "--project", tmp_path)
-    done = script(*common, "--latency", 0.99, "--write-probes", tmp_path / "probes", "--name", "a")
+    common = (*flags, "--project", tmp_path)
+    done = prune(*common, "--latency", 0.99, "--write-probes", tmp_path / "probes", "--name", "a")
     assert sorted(path.name for path in (tmp_path / "probes").iterdir()) == [*(f"{i:03}.onnx" for i in range(12)), "probes.json"], done.err
     monkeypatch.setattr(device_probe, "machine", lambda: "a smaller one")
     monkeypatch.setattr(sys, "argv", ["device_probe.py", str(tmp_path / "probes"), "--threads", "1", "--out", str(tmp_path / "t.json")])
@@ -274,7 +283,7 @@ def test_a_device_measures_probes_and_its_table_is_used(script, tmp_path, clock,
     assert len(table["timed"]) == 12
     assert all(row["ms"] > 0 for row in table["timed"])
     capsys.readouterr()
-    done = script(*common, "--latency", 0.9, "--latency-table", tmp_path / "t.json", "--name", "b")
+    done = prune(*common, "--latency", 0.9, "--latency-table", tmp_path / "t.json", "--name", "b")
     assert done.code == 0, done.err
     assert "measured " in done.out
     assert "not measured here, as the table is another machine's" in done.out
@@ -298,10 +307,10 @@ def test_a_device_measures_probes_and_its_table_is_used(script, tmp_path, clock,
         (("--macs", 0.5), "--runtime is for a budget of time: give --latency or --latency-ms too"),
     ],
 )
-def test_what_can_be_mended_is_one_line(script, tmp_path, clock, monkeypatch, flags, message):
+def test_what_can_be_mended_is_one_line(prune, tmp_path, clock, monkeypatch, flags, message):
     monkeypatch.setattr("compression.pruning.widths.DAMAGE_IMAGES", (8, 8))
     monkeypatch.chdir(tmp_path)
-    done = script("prune.py", "--weights", DIGITS, *FLAGS, *flags, "--project", tmp_path / "runs")
+    done = prune(*FLAGS, *flags, "--project", tmp_path / "runs")
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
@@ -316,3 +325,20 @@ def test_a_network_whose_file_can_not_be_narrowed_is_exported_at_each_width(monk
     expected = candidates(spec, model, graph, "torch").narrow(keep).logits(noise_images(spec, 1, 1))
     assert torch.allclose(found.narrow(keep).logits(noise_images(spec, 1, 1)), expected, rtol=1e-3, atol=1e-3)
     assert found.by_export
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_openvino_runs_narrowed_files(precision):
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    if precision == "int8":
+        pytest.importorskip("nncf", reason="nncf is not installed")
+    spec, model, graph = network("resnet20-b", 16)
+    keep, images = drawn(graph, 2), noise_images(spec, 1, 1)
+    expected = candidates(spec, model, graph, "torch").narrow(keep).logits(images)
+    found = candidates(spec, model, graph, "openvino", precision)
+    outputs = found.narrow(keep).logits(images)
+    assert not found.by_export
+    if precision == "fp32":
+        assert torch.allclose(outputs, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    else:
+        assert torch.corrcoef(torch.stack([outputs[0], expected[0]]))[0, 1] > 0.8

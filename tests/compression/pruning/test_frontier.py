@@ -12,12 +12,22 @@ import torch
 import rankcut
 from compression.pruning import frontier
 from rankcut import UserError
-from tests.conftest import ROOT
+from tests.scripts.test_prune import YOLO, write_dense
 from utils.files.checkpoint import read_tensor_file
 from utils.measures.significance import PairedDifference
 
-DIGITS = ROOT / "weights" / "digits.pt"
-FLAGS = ("--weights", DIGITS, "--data", "digits", "--workers", 0, "--images", 64, "--round-to", 1)
+FLAGS = ("--workers", 0, "--images", 24, "--round-to", 1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_dense(tmp_path_factory.mktemp("dense") / "tiny.pt", "tiny", definition=YOLO)
+
+
+@pytest.fixture
+def prune(script, photos, tiny):
+    """Run prune.py on a small network and a few photos."""
+    return lambda *flags: script("prune.py", "--weights", tiny, "--data", photos, *FLAGS, *flags)
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +49,8 @@ def test_a_paired_difference_by_hand():
     assert PairedDifference.of(torch.ones(2000, dtype=torch.bool), torch.zeros(2000, dtype=torch.bool)).p_value == pytest.approx(0)
 
 
-def test_a_sweep_makes_what_single_runs_make(script, tmp_path):
-    done = script("prune.py", *FLAGS, "--sweep", 0.7, 0.4, "--project", tmp_path, "--name", "s")
+def test_a_sweep_makes_what_single_runs_make(prune, tmp_path):
+    done = prune("--sweep", 0.7, 0.4, "--project", tmp_path, "--name", "s")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "s/results.json").read_text())
     assert list(found) == ["by", "dense", "frontier", "runs"]
@@ -50,7 +60,7 @@ def test_a_sweep_makes_what_single_runs_make(script, tmp_path):
         assert [float(row["share"]) for row in csv.DictReader(file)] == [0.7, 0.4]
     assert (tmp_path / "s/frontier.png").exists()
     assert f"{found['frontier'][1]['macs']:,}" in done.out
-    done = script("prune.py", *FLAGS, "--macs", 0.4, "--project", tmp_path, "--name", "one")
+    done = prune("--macs", 0.4, "--project", tmp_path, "--name", "one")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "one/results.json").read_text())
     for name in ("macs", "params", "top1", "bytes"):
@@ -60,36 +70,36 @@ def test_a_sweep_makes_what_single_runs_make(script, tmp_path):
     assert all(torch.equal(tensor, single["state_dict"][name]) for name, tensor in several["state_dict"].items())
 
 
-def test_as_much_goes_as_the_tolerance_allows(script, tmp_path):
-    done = script("prune.py", *FLAGS, "--max-drop", 0.02, "--project", tmp_path, "--name", "t")
+def test_as_much_goes_as_the_tolerance_allows(prune, tmp_path):
+    done = prune("--max-drop", 0.2, "--project", tmp_path, "--name", "t")
     assert done.code == 0, done.err
     results = json.loads((tmp_path / "t/results.json").read_text())
     tolerance, (before, after) = results["tolerance"], results["top1"]
-    assert before - after <= 0.02 + 1e-9
+    assert before - after <= 0.2 + 1e-9
     tried = {row["share"]: row for row in tolerance["tried"]}
-    kept = min(share for share, row in tried.items() if row["drop"] <= 0.02)
+    kept = min(share for share, row in tried.items() if row["drop"] <= 0.2 + 1e-9)
     assert results["macs"][1] <= kept * results["macs"][0]
     assert tried[kept]["top1"] == after
     for row in tried.values():
         assert row["drop"] == pytest.approx(before - row["top1"])
-    assert "the cheapest that loses at most 2.00% on 143 validation images is kept" in done.out
+    assert "the cheapest that loses at most 20.00% on 15 validation images is kept" in done.out
 
 
-def test_where_every_cut_loses_more_nothing_is_written(script, tmp_path, monkeypatch):
+def test_where_every_cut_loses_more_nothing_is_written(prune, tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "drop_of", lambda run, outcome: PairedDifference(0.5, 0.1, 5, 0, 0.5, 0.01))
-    done = script("prune.py", *FLAGS, "--max-drop", 0.1, "--project", tmp_path / "runs")
+    done = prune("--max-drop", 0.1, "--project", tmp_path / "runs")
     assert done.code == 2
     assert "max-drop 0.1 can't be kept: " in done.err
-    assert "of the macs lose 50.00% of top-1 on 143 validation images" in done.err
+    assert "of the macs lose 50.00% of top-1 on 15 validation images" in done.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_tolerance_from_python_and_a_sweep_in_a_loop():
-    dense = rankcut.load(DIGITS)
-    small = dense.prune("digits", max_drop=0.05, workers=0, images=64, round_to=1)
-    assert small.results["tolerance"]["max_drop"] == 0.05
+def test_a_tolerance_from_python_and_a_sweep_in_a_loop(tiny, photos):
+    dense = rankcut.load(tiny)
+    small = dense.prune(photos, max_drop=0.9, workers=0, images=24, round_to=1)
+    assert small.results["tolerance"]["max_drop"] == 0.9
     with pytest.raises(UserError, match="sweep makes several networks"):
-        dense.prune("digits", sweep=(0.5, 0.4), workers=0, images=64)
+        dense.prune(photos, sweep=(0.5, 0.4), workers=0, images=24)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +115,8 @@ def test_a_tolerance_from_python_and_a_sweep_in_a_loop():
         (("--sweep", 0.5, 0.0001), "the budget macs 0.0001 can't be reached"),
     ],
 )
-def test_what_can_be_mended_is_one_line(script, tmp_path, flags, message):
-    done = script("prune.py", *FLAGS, *flags, "--project", tmp_path / "runs")
+def test_what_can_be_mended_is_one_line(prune, tmp_path, flags, message):
+    done = prune(*flags, "--project", tmp_path / "runs")
     assert done.code == 2
     assert message in done.err
     assert done.err.count("\n") == 1
