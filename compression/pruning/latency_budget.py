@@ -45,8 +45,10 @@ class LatencyBudget:
         dense_ms: of the dense network's file.
         limit_ms: the budget.
         batch: images per pass.
+        threads: that run it.
         note: where the times come from.
-        predicted_ms: of the widths that were chosen.
+        on_this_machine: whether the times are this machine's.
+        predicted_ms: of the widths that were chosen; here set right by timing their narrowed file.
     """
 
     candidates: Candidates
@@ -55,6 +57,7 @@ class LatencyBudget:
     dense_ms: float
     limit_ms: float
     batch: int
+    threads: int
     note: str
     on_this_machine: bool
     predicted_ms: float = 0.0
@@ -98,7 +101,8 @@ class LatencyBudget:
 
     def _measure(self, keep: Keep) -> float:
         images = noise_images(self.candidates.source.metadata.spec, self.batch, 0)
-        whole, narrow = compare(self.candidates.narrow({}), self.candidates.narrow(keep), images)
+        with threads_of(self.threads):
+            whole, narrow = compare(self.candidates.narrow({}), self.candidates.narrow(keep), images)
         return narrow / whole * self.dense_ms
 
 
@@ -133,7 +137,7 @@ def budget_of_time(arguments: PruneArguments, classifier: TracedClassifier, cali
         model = model_of(graph, table, dense_ms)
     limit = arguments.latency_ms if arguments.latency_ms is not None else dense_ms
     note += f"; predictions are off by {model.error:.1%} on average"
-    return LatencyBudget(candidates, classifier.cuttable, model, dense_ms, limit, batch, note, here)
+    return LatencyBudget(candidates, classifier.cuttable, model, dense_ms, limit, batch, threads, note, here)
 
 
 def latency_results(budget: LatencyBudget, arguments: PruneArguments, dense: nn.Module, narrow: nn.Module) -> dict[str, Any]:
